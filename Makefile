@@ -1,0 +1,44 @@
+# Two commands do all the set-up: `make demo` (core install, no torch) and `make test` (adds training and test tools).
+# A stamp per install makes sure that a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check format bench study-smoke clean
+
+demo: $(VENV)/.core
+	$(BIN)/finegrain demo --out demo-output
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/inference.py
+
+study-smoke: $(VENV)/.dev
+	$(BIN)/finegrain study configs/study-smoke.yaml --out runs/study-smoke
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What came off the scanner, and what is given back to it."""
