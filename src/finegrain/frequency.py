@@ -106,7 +106,5 @@ class Band:
         mask = (frequency >= self.low) & (frequency <= self.high)
         mask[0, 0] = False
         if not mask.any():
-            raise ConfigError(
-                f"no coefficient of an {n} × {n} block lies in [{self.low}, {self.high}] {self.unit}; widen the band"
-            )
+            raise ConfigError(f"no coefficient of an {n} × {n} block lies in [{self.low}, {self.high}] {self.unit}; widen the band")
         return mask

@@ -48,9 +48,7 @@ class Scanner:
         self.projector = Projector(self.beam, size=size, pixel_mm=pixel_mm)
         self.kernel, self.exposure = kernel, exposure
 
-    def scan_phantom(
-        self, hu: NDArray[np.floating], *, dose_fraction: float, generator: np.random.Generator
-    ) -> ScannedPhantom:
+    def scan_phantom(self, hu: NDArray[np.floating], *, dose_fraction: float, generator: np.random.Generator) -> ScannedPhantom:
         """Scan a noise-free slice twice, at full and at low dose, with independent noise. Shape: (y, x)."""
         sinogram = self.line_integrals(hu)
         both = [
@@ -64,9 +62,7 @@ class Scanner:
         self, hu: NDArray[np.floating], *, dose_fraction: float, generator: np.random.Generator
     ) -> NDArray[np.float32]:
         """The noise in HU that a real full-dose slice lacks to be one at `dose_fraction`. Shape: (y, x) in and out."""
-        noise = missing_noise(
-            self.line_integrals(hu), self.beam, self.exposure, dose_fraction=dose_fraction, generator=generator
-        )
+        noise = missing_noise(self.line_integrals(hu), self.beam, self.exposure, dose_fraction=dose_fraction, generator=generator)
         return filtered_backprojection(noise, self.projector, kernel=self.kernel) * np.float32(1000 / MU_WATER_PER_MM)
 
     def line_integrals(self, hu: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -76,9 +72,7 @@ class Scanner:
         return self.projector.forward(hu_to_mu(hu))
 
 
-def simulate_low_dose(
-    volume: CTVolume, *, dose_fraction: float, kernel: ReconKernel, exposure: Exposure, seed: int
-) -> CTVolume:
+def simulate_low_dose(volume: CTVolume, *, dose_fraction: float, kernel: ReconKernel, exposure: Exposure, seed: int) -> CTVolume:
     """A real scan as it would look at `dose_fraction`: only the missing noise is added, padding is kept.
 
     The exposure should be that of the scan: see `matching_exposure`.

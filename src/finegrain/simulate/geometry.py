@@ -111,6 +111,4 @@ class ParallelBeam:
     @property
     def rays_per_cell(self) -> NDArray[np.float64]:
         """Fan rays of one half turn per cell. Shape: (detector,)."""
-        return self.fan.rays_per_cell(
-            self.detector_positions_mm, angle_step_rad=np.pi / self.n_views, detector_mm=self.detector_mm
-        )
+        return self.fan.rays_per_cell(self.detector_positions_mm, angle_step_rad=np.pi / self.n_views, detector_mm=self.detector_mm)

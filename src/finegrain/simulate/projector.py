@@ -98,7 +98,13 @@ class Projector:
     def _plan(self, kind: int, n_images: int, n_fft: int, n_frequency: int | None = None) -> finufft.Plan:
         # One thread: sums are then taken in one order, and the same input gives the same bits. Work is spread over processes.
         plan = finufft.Plan(
-            kind, (self.size, self.size), n_images, eps=TOLERANCE, isign=-1 if kind == 2 else 1, dtype="complex64", nthreads=1
+            kind,
+            (self.size, self.size),
+            n_images,
+            eps=TOLERANCE,
+            isign=-1 if kind == 2 else 1,
+            dtype="complex64",
+            nthreads=1,
         )
         plan.setpts(*self._lines(n_fft, n_frequency).points)
         return plan

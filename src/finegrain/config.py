@@ -1,0 +1,234 @@
+"""Every knob: one frozen model per stage, loaded from YAML; an unknown key is refused and the nearest one named."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from finegrain.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def hash(self) -> str:
+        """Twelve hex digits that change when any value does."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+Split = Literal["train", "validation", "test"]
+
+
+class PhantomSource(Config):
+    """Virtual patients: procedural anatomy with exact truth."""
+
+    kind: Literal["phantom"] = "phantom"
+    region: Literal["thorax", "abdomen"] = "thorax"
+    patients: int = Field(4, ge=1, description="Number of virtual patients.")
+    first_seed: int = Field(0, description="Anatomy seed of the first; the next have the next seeds.")
+    slices: int = Field(2, ge=1, description="Slices of each patient.")
+    slice_mm: float = Field(12.0, gt=0, description="Distance between these slices in mm.")
+    noise: Literal["independent", "inserted"] = Field(
+        "independent",
+        description="independent: the two doses are two scans. inserted: the low dose is the normal-dose image plus the missing "
+        "noise, as in data sets made by noise insertion.",
+    )
+    split: Split | None = Field(None, description="Put these patients here instead of drawing.")
+
+
+class ScanSource(Config):
+    """A real normal-dose scan: a DICOM series or an NRRD volume; only the missing noise is added."""
+
+    kind: Literal["scan"] = "scan"
+    path: str = Field(description="Folder or file; relative paths start at the data root.")
+    patient: str = Field(description="Name of this patient in the split: scans of one patient share it.")
+    every: int = Field(1, ge=1, description="Take each n-th slice.")
+    repeats: int = Field(1, ge=1, description="How often each slice is simulated, each time drawn anew.")
+    own_kernel: str | None = Field(
+        None,
+        description="Kernel the scan was reconstructed with. When given, the scan is filtered to the simulated kernel first, so "
+        "that its own noise has the spectrum of the noise that is added; else it is taken as it is.",
+    )
+    split: Split | None = Field(None, description="Put this patient here instead of drawing.")
+
+
+Source = Annotated[PhantomSource | ScanSource, Field(discriminator="kind")]
+
+
+class PairsConfig(Config):
+    """Which pairs of low and normal dose are made."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    dose_fractions: tuple[float, ...] = Field((0.25,), min_length=1, description="One is drawn for each slice; in (0, 1).")
+    kernels: tuple[str, ...] = Field(("B30f",), min_length=1, description="Reconstruction kernel, drawn for each slice.")
+    photons: tuple[float, float] = Field((4e5, 2e6), description="Photons per ray of a phantom scan, drawn log-uniformly.")
+    size: int = Field(512, ge=64, description="Rows and columns of a phantom image.")
+    pixel_mm: tuple[float, float] = Field(
+        (0.7, 0.7),
+        description="Pixel size in mm, drawn uniformly; a real scan is resampled to it, and keeps its own with (0, 0).",
+    )
+    test_fraction: float = Field(0.4, ge=0, lt=1, description="Share of the patients kept for the test.")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the patients kept for validation.")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not all(0 < dose < 1 for dose in self.dose_fractions):
+            raise ValueError(f"dose_fractions must lie in (0, 1), got {self.dose_fractions}")
+        if not 0 < self.photons[0] <= self.photons[1]:
+            raise ValueError(f"photons must be a rising pair of positive numbers, got {self.photons}")
+        if not 0 <= self.pixel_mm[0] <= self.pixel_mm[1]:
+            raise ValueError(f"pixel_mm must be a rising pair, got {self.pixel_mm}")
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction + validation_fraction leave no patient to train on")
+        return self
+
+
+class NetworkConfig(Config):
+    """A network: one skeleton, three block families."""
+
+    family: Literal["convolution", "attention", "hybrid"] = "hybrid"
+    channels: tuple[int, int, int] = Field((16, 32, 48), description="Channels at full, half and quarter resolution.")
+    blocks: tuple[int, int, int] = Field((2, 1, 2), description="Blocks of the encoder, at the coarse scale, of the decoder.")
+    heads: tuple[int, int] = Field((2, 3), description="Attention heads at half and quarter resolution.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for channels, heads in zip(self.channels[1:], self.heads, strict=True):
+            if channels % heads:
+                raise ValueError(f"{channels} channels do not divide into {heads} heads")
+        return self
+
+
+class LossConfig(Config):
+    """The dual-domain loss: mean squared error plus λ times a constraint on the high DCT band."""
+
+    weight: float = Field(0.0, ge=0, description="λ. Zero is the spatial-only baseline.")
+    mode: Literal["coefficient", "energy"] = Field(
+        "coefficient",
+        description="coefficient: mean |difference| over Ω_h, as in the paper. energy: |log energy ratio| per band.",
+    )
+    dct_block: int = Field(8, ge=2, description="Side of a DCT block in pixels.")
+    band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h as fractions of Nyquist, [low, high].")
+    pool_blocks: int = Field(4, ge=1, description="energy: side of the neighbourhood, in blocks, whose energies are compared.")
+
+
+class TrainConfig(Config):
+    """How a network is trained."""
+
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(8, ge=1, description="Patches per step.")
+    patch: int = Field(64, ge=32, multiple_of=32, description="Side of a training patch in pixels.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak of the warm-up and cosine schedule.")
+    warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    ema: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights, which are those that are kept.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    validate_every: int = Field(250, ge=1, description="Steps between validations.")
+    threads: int = Field(2, ge=1, description="CPU threads.")
+    seed: int = 0
+
+
+class TrainingRun(Config):
+    """One network, trained once: the input of `finegrain train`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    pairs: PairsConfig
+    network: NetworkConfig = NetworkConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    intended_use: str = "Research on noise in CT. Not a medical device; not for diagnosis."
+    training_data: str = Field("", description="What the weights may be said to come from: scans, licences, citations.")
+
+
+class Arm(Config):
+    """One network of a study."""
+
+    name: str
+    family: Literal["convolution", "attention", "hybrid"]
+    loss: LossConfig = LossConfig()
+
+
+PAPER_ARMS = (
+    Arm(name="convolution only", family="convolution"),
+    Arm(name="attention only", family="attention"),
+    Arm(name="hybrid, spatial loss", family="hybrid"),
+    Arm(name="hybrid, dual-domain loss", family="hybrid", loss=LossConfig(weight=0.05)),
+)
+
+
+class StudyConfig(Config):
+    """The paper's experiment: pairs → networks → evaluation → statistics → report."""
+
+    title: str = "Low-dose CT denoising study"
+    pairs: PairsConfig
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    arms: tuple[Arm, ...] = PAPER_ARMS
+    proposed: str = Field("hybrid, dual-domain loss", description="The arm that is compared with every other.")
+    protocols: tuple[str, ...] = Field(("abdomen-40/400", "chest--600/1500"), description="PSNR and SSIM protocols.")
+    band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h of the measures, fractions of Nyquist.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms share a name: {names}")
+        if self.proposed not in names:
+            raise ValueError(f"proposed arm {self.proposed!r} is none of {names}")
+        return self
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def load_config(path: Path, kind: type[ConfigType]) -> ConfigType:
+    """A configuration from a YAML file.
+
+    Raises: ConfigError in one line that names the field; for an unknown key, also the nearest known one.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_error(error, kind)}") from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write a configuration as YAML that `load_config` gives back."""
+    path.write_text(yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _first_error(error: ValidationError, kind: type[BaseModel]) -> str:
+    first: dict[str, Any] = error.errors()[0]  # type: ignore[assignment]
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        known = _field_names(kind)
+        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {place!r}; the nearest known key is {nearest[0]!r}"
+    return f"{place}: {first['msg']}"
+
+
+def _field_names(kind: type[BaseModel]) -> list[str]:
+    names: set[str] = set()
+    waiting: list[Any] = [kind]
+    while waiting:
+        model = waiting.pop()
+        for argument in getattr(model, "__args__", ()):
+            waiting.append(argument)
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            names.update(model.model_fields)
+            waiting.extend(field.annotation for field in model.model_fields.values())
+    return sorted(names)

@@ -1,0 +1,1 @@
+"""How good, and where: fidelity, texture, noise spectra and the statistics over patients."""

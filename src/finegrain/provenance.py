@@ -1,0 +1,42 @@
+"""What an output folder must tell of its making: the resolved configuration, its hash, the versions, the commit."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from finegrain import __version__
+from finegrain.config import Config, save_config
+
+PACKAGES = ("numpy", "scipy", "finufft", "onnxruntime", "torch", "pydicom", "scikit-image")
+
+
+def versions() -> dict[str, str]:
+    """Versions of finegrain, Python and the packages that numbers depend on."""
+    found = {"finegrain": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit that the package runs from; None when it is not a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_provenance(folder: Path, config: Config) -> None:
+    """Write `config.yaml` and `provenance.json` into an output folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    facts = {"config_hash": config.hash(), "git_commit": git_commit(), "versions": versions()}
+    (folder / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,64 @@
+"""One training run from a YAML file: pairs → network → model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from finegrain import __version__
+from finegrain.config import TrainingRun, load_config
+from finegrain.networks.blocks import parameter_count
+from finegrain.networks.card import ModelCard
+from finegrain.networks.checkpoint import save_model
+from finegrain.networks.skeleton import STRIDE, build_network
+from finegrain.pairs.build import build_pairs
+from finegrain.provenance import write_provenance
+from finegrain.train.loop import fit
+
+
+def run_training(
+    config_file: Path,
+    out: Path,
+    *,
+    data_root: Path,
+    workers: int,
+    pairs_progress: Callable[[int, int], None],
+    train_progress: Callable[[int, int, str], None],
+) -> Path:
+    """Do a training run in `out`; gives the model folder `out/<name>`. A run that was stopped goes on."""
+    config = load_config(config_file, TrainingRun)
+    out.mkdir(parents=True, exist_ok=True)
+    write_provenance(out, config)
+    pairs = build_pairs(config.pairs, out / "pairs", data_root=data_root, workers=workers, progress=pairs_progress)
+    result = fit(
+        build_network(config.network, seed=config.train.seed),
+        pairs,
+        out / "pairs",
+        train=config.train,
+        loss=config.loss,
+        run_folder=out,
+        progress=lambda step, row: train_progress(
+            step, config.train.steps, f"(validation RMSE {row['rmse_hu']:.2f} HU)" if row else ""
+        ),
+    )
+    best = next(row for row in result.history if row["step"] == result.best_step)
+    card = ModelCard(
+        name=config.name,
+        version=__version__,
+        network=config.network,
+        parameters=parameter_count(result.network),
+        hu_range=(result.network.hu_range.low, result.network.hu_range.high),
+        stride=STRIDE,
+        training_data=config.training_data,
+        dose_fractions=tuple(sorted(set(config.pairs.dose_fractions))),
+        kernels=tuple(sorted(set(config.pairs.kernels))),
+        pixel_mm=config.pairs.pixel_mm,
+        intended_use=config.intended_use,
+        training_config=config.hash(),
+        steps=result.best_step,
+        metrics={"validation_rmse_hu": round(best["rmse_hu"], 3)},
+        sha256={},
+    )
+    folder = out / config.name
+    save_model(result.network, folder, card)
+    return folder
