@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import struct
 import uuid
 import warnings
 import zlib
@@ -59,7 +58,7 @@ from pydicom.uid import (
 )
 
 from finegrain.errors import ScanError
-from finegrain.scan.privacy import PUBLIC_KEYWORDS, acquisition_facts, series_facts, shown
+from finegrain.scan.privacy import PUBLIC_KEYWORDS, UNREADABLE, acquisition_facts, series_facts, shown
 from finegrain.scan.volume import CTVolume
 
 logger = logging.getLogger(__name__)
@@ -151,23 +150,6 @@ HEADER_KEYWORDS = (
     "ContributingEquipmentSequence",
 )
 PIXEL_DATA = 0x7FE00010
-
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    pydicom.errors.BytesLengthException,
-)
-"""What a damaged file makes the parser and the decoders raise."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ that a person types at the console (protocol name, series description and commen
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 PUBLIC_KEYWORDS = (
@@ -48,6 +51,24 @@ PUBLIC_KEYWORDS = (
 )
 """The DICOM keywords that may appear in `CTVolume.acquisition`, manifests, reports and logs."""
 
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    BytesLengthException,
+)
+"""What a damaged file makes pydicom and its decoders raise; MemoryError by a length that nothing can have."""
+
 NUMBER_VRS = ("DS", "IS", "FD", "FL")
 LONGEST_TEXT = 64
 """Characters kept of a text: what a short DICOM text may have; longer ones break the standard and are not trusted."""
@@ -62,7 +83,7 @@ def acquisition_facts(dataset: Dataset) -> dict[str, Any]:
     for keyword in PUBLIC_KEYWORDS:
         try:
             value = _plain(dataset.get(keyword))
-        except (ValueError, TypeError, OverflowError):  # a malformed fact is no fact
+        except UNREADABLE:  # a malformed fact is no fact
             continue
         # pydicom hands over a malformed number as text, and a text in a number's place may be anything.
         if isinstance(value, str) and dictionary_VR(keyword) in NUMBER_VRS:
