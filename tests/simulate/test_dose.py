@@ -7,7 +7,9 @@ from finegrain.errors import ConfigError, GeometryError
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.acquire import Scanner, matching_exposure, simulate_low_dose, soft_tissue_noise
 from finegrain.simulate.dose import Exposure, noisy_sinogram
-from finegrain.simulate.fbp import KERNELS, filtered_backprojection
+from finegrain.simulate.fbp import KERNELS, filtered_backprojection, hann_kernel
+from finegrain.simulate.geometry import ParallelBeam
+from finegrain.simulate.projector import Projector
 
 SIZE, PIXEL_MM = 256, 1.4
 AXIS = (np.arange(SIZE) - SIZE // 2) * PIXEL_MM
@@ -46,9 +48,6 @@ def test_electronic_noise_breaks_the_law_at_very_low_dose():
 
 def test_noise_does_not_depend_on_how_finely_the_detector_is_sampled():
     """More cells hold fewer photons each: the noise of the image must stay."""
-    from finegrain.simulate.geometry import ParallelBeam
-    from finegrain.simulate.projector import Projector
-
     levels = []
     for detector_mm in (0.25, 0.6):
         scanner = _scanner()
@@ -58,24 +57,29 @@ def test_noise_does_not_depend_on_how_finely_the_detector_is_sampled():
     assert levels[0] == pytest.approx(levels[1], rel=0.03)
 
 
-def test_known_noise_level_of_a_32_cm_water_disc():
-    """σ = C √(e^{μD}/N0): about 12 HU at 10⁶ photons with a B30-like kernel and 0.7 mm pixels (Hann, zero at 0.775 /mm)."""
-    from finegrain.simulate.fbp import hann_kernel
+def test_the_noise_of_a_water_disc_is_that_of_theory():
+    """At the centre σ² = π² · (ray density)⁻¹ · e^{μD} / N0 · ∫ f² W² df, all rays through the centre being alike.
 
-    scanner = Scanner(
-        size=512,
-        pixel_mm=0.7,
-        kernel=hann_kernel("B30-like", cutoff_per_mm=0.775),
-        exposure=Exposure(photons=5e5, bowtie=False),
-    )
+    Source: Kak and Slaney (1988), section 5.2; two opposite half turns share a parallel cell.
+    """
+    exposure = Exposure(photons=5e5, electronic_noise=0.0, bowtie=False)
+    kernel = hann_kernel("Hann", cutoff_per_mm=0.65)
+    scanner = Scanner(size=512, pixel_mm=0.7, kernel=kernel, exposure=exposure)
     axis = (np.arange(512) - 256) * 0.7
     radius = np.hypot(axis[:, None], axis[None, :])
-    scanned = scanner.scan_phantom(
-        np.where(radius < 160, 0.0, -1000.0), dose_fraction=0.25, generator=np.random.default_rng(0)
+    water = np.where(radius < 160, 0.0, -1000.0)
+    scans = [scanner.scan_phantom(water, dose_fraction=0.25, generator=np.random.default_rng(seed)) for seed in range(3)]
+    at_full, at_quarter = (
+        np.sqrt(np.mean([(getattr(scan, dose) - scan.truth)[radius < 25].var() for scan in scans]))
+        for dose in ("normal_dose", "low_dose")
     )
-    noise = scanned.normal_dose - scanned.truth
-    assert noise[radius < 30].std() == pytest.approx(17.0, rel=0.06)
-    assert (scanned.low_dose - scanned.truth)[radius < 30].std() / noise[radius < 30].std() == pytest.approx(2, abs=0.1)
+    fan = scanner.beam.fan
+    cell = fan.source_iso_mm * fan.channel_angle_rad * 2 * np.pi / fan.n_views
+    f = np.linspace(0, kernel.cutoff_per_mm, 2001)
+    integral = 2 * np.trapezoid((f * kernel(f)) ** 2, f)
+    theory = 1000 / 0.0192 * np.sqrt(np.pi * integral * cell * np.exp(0.0192 * 320) / (2 * exposure.photons))
+    assert at_full == pytest.approx(theory, rel=0.05)
+    assert at_quarter / at_full == pytest.approx(2, abs=0.08)
 
 
 def test_inserting_the_missing_noise_gives_the_noise_of_a_direct_low_dose_scan():

@@ -28,11 +28,10 @@ def _radius(size=SIZE, pixel_mm=PIXEL_MM, centre_mm=(0.0, 0.0)):
     return np.hypot(axis[:, None] - centre_mm[1], axis[None, :] - centre_mm[0])
 
 
-def _disc(radius_mm, centre_mm=(0.0, 0.0), oversampling=4):
-    fine = SIZE * oversampling
-    axis = (np.arange(fine) + 0.5) / oversampling - 0.5 - SIZE // 2
-    inside = np.hypot(axis[:, None] * PIXEL_MM - centre_mm[1], axis[None, :] * PIXEL_MM - centre_mm[0]) < radius_mm
-    return inside.reshape(SIZE, oversampling, SIZE, oversampling).mean(axis=(1, 3))
+def _disc(radius_mm, centre_mm, size=512, pixel_mm=0.7, oversampling=4):
+    axis = ((np.arange(size * oversampling) + 0.5) / oversampling - 0.5 - size // 2) * pixel_mm
+    inside = np.hypot(axis[:, None] - centre_mm[1], axis[None, :] - centre_mm[0]) < radius_mm
+    return inside.reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
 
 
 @pytest.mark.parametrize(("size", "detector_mm", "n_views"), [(64, 0.7, 60), (97, 0.33, 31)])
@@ -47,10 +46,10 @@ def test_adjoint_is_the_transpose_of_forward(size, detector_mm, n_views):
 
 
 def test_line_integrals_of_a_disc_are_its_chords():
-    projector = _projector()
+    projector = _projector(512, 0.7)
     centre = (42.0, -28.0)
     error = projector.forward(MU * _disc(90, centre)) - _disc_integrals(projector.beam, 90, centre)
-    assert np.sqrt((error**2).mean()) < 0.008
+    assert np.sqrt((error**2).mean()) < 0.006
     assert np.abs(error).mean() < 0.003
 
 
@@ -65,7 +64,7 @@ def test_projection_is_linear_and_batches_agree_with_single_images():
 def test_projector_agrees_with_scikit_image_on_its_own_grid():
     """Smooth object and equal spacings, where both must give the same; scikit-image turns the other way round."""
     radius = _radius(128, 1.0, (8.0, -11.0))
-    image = np.exp(-((radius / 14) ** 2))
+    image = np.where(radius < 50, np.exp(-((radius / 14) ** 2)), 0)
     projector = _projector(128, 1.0, detector_mm=1.0, n_views=90)
     ours = projector.forward(image)
     theirs = radon(image, theta=-np.degrees(projector.beam.angles_rad), circle=True).T
@@ -76,7 +75,7 @@ def test_projector_agrees_with_scikit_image_on_its_own_grid():
 
 def test_backprojection_agrees_with_scikit_image_on_a_smooth_object():
     radius = _radius(128, 1.0)
-    image = np.exp(-((radius / 14) ** 2))
+    image = np.where(radius < 50, np.exp(-((radius / 14) ** 2)), 0)
     projector = _projector(128, 1.0, detector_mm=1.0, n_views=180)
     ours = filtered_backprojection(projector.forward(image), projector, kernel=KERNELS["ramp"])
     sinogram = radon(image, theta=np.degrees(projector.beam.angles_rad), circle=True)
@@ -124,12 +123,12 @@ def test_rekernelling_to_the_own_kernel_changes_nothing_but_the_grid():
 
 
 def test_noise_made_with_a_sharp_kernel_takes_the_spectrum_of_a_soft_one():
-    projector = _projector(256, 0.8)
+    projector = _projector(256, 0.4)
     noise = np.random.default_rng(2).normal(size=(2, projector.beam.n_views, projector.beam.n_detector))
     sharp, _ = filtered_backprojection(noise, projector, kernel=KERNELS["D45f"])
     soft, _ = filtered_backprojection(noise, projector, kernel=KERNELS["B30f"])
     turned, _ = resample_and_rekernel(
-        sharp, pixel_mm=0.8, new_pixel_mm=0.8, own=KERNELS["D45f"], target=KERNELS["B30f"], largest_gain=10
+        sharp, pixel_mm=0.4, new_pixel_mm=0.4, own=KERNELS["D45f"], target=KERNELS["B30f"], largest_gain=10
     )
     middle = slice(64, 192), slice(64, 192)
     assert np.corrcoef(turned[middle].ravel(), soft[middle].ravel())[0, 1] > 0.99

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from finegrain.simulate.acquire import Scanner, matching_exposure
 from finegrain.simulate.dose import Exposure
 from finegrain.simulate.fbp import find_kernel, resample_and_rekernel
 from finegrain.simulate.phantom import VirtualPatient
+from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
 
 CHUNK = 12
 """Slices of a scan that one worker takes at a time."""
@@ -151,13 +153,15 @@ def _phantom_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Pa
     assert isinstance(source, PhantomSource)
     generator = np.random.default_rng(task.seed)
     pixel_mm = float(generator.uniform(*config.pixel_mm))
+    # A body that is cut by the field of view cannot be projected, so small pixels need more of them.
+    size = max(config.size, 2 * math.ceil(MIN_FIELD_MM / pixel_mm / 2 + 1))
     anatomy = VirtualPatient(seed=task.slices[0], region=source.region).slices(
-        source.slices, size=config.size, pixel_mm=pixel_mm, slice_mm=source.slice_mm
+        source.slices, size=size, pixel_mm=pixel_mm, slice_mm=source.slice_mm
     )
     for number, hu in enumerate(anatomy.hu):
         draw = _Draw.make(config, generator)
         exposure = Exposure(photons=float(np.exp(generator.uniform(*np.log(config.photons)))))
-        scanner = Scanner(size=config.size, pixel_mm=pixel_mm, kernel=find_kernel(draw.kernel), exposure=exposure)
+        scanner = Scanner(size=size, pixel_mm=pixel_mm, kernel=find_kernel(draw.kernel), exposure=exposure)
         scanned = scanner.scan_phantom(hu, dose_fraction=draw.dose_fraction, generator=generator)
         low_dose = scanned.low_dose
         if source.noise == "inserted":
