@@ -130,9 +130,7 @@ def train(
             data_root=data_root,
             workers=workers,
             pairs_progress=lambda done, total: bar.update(pairs, completed=done, total=total),
-            train_progress=lambda done, total, text: bar.update(
-                steps, completed=done, total=total, description=f"training {text}"
-            ),
+            train_progress=lambda done, total, text: bar.update(steps, completed=done, total=total, description=f"training {text}"),
         )
     print(f"model: {folder}")
 
@@ -177,11 +175,12 @@ def _progress() -> Iterator[Progress]:
 def _print_table(title: str, rows: list[list[str]]) -> None:
     """Print rows as a table; the first is the heading."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*rows[0], title=title, title_justify="left")
+    table = Table(*map(escape, rows[0]), title=escape(title), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -9,16 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finegrain import __version__
 from finegrain.denoise import load_denoiser
 from finegrain.errors import ConfigError
+from finegrain.evaluate.fidelity import tissue_rois
 from finegrain.evaluate.run import evaluate_volume
-from finegrain.evaluate.spectra import radial_nps, uniform_patches
-from finegrain.evaluate.texture import texture_rois
+from finegrain.evaluate.spectra import RadialNPS, nps_2d, radial_nps, uniform_patches
 from finegrain.frequency import Band
+from finegrain.provenance import versions
 from finegrain.report import DemoReport, SliceView, render_demo
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import Derivation, read_series, write_derived_series
@@ -31,6 +35,17 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is finished, and how much there is."""
 
 PROTOCOLS = ("abdomen-40/400", "chest--600/1500")
+TABLE = {
+    **{f"psnr_db[{name}]": 2 for name in PROTOCOLS},
+    **{f"ssim[{name}]": 4 for name in PROTOCOLS},
+    "hf_ratio[fine_texture]": 3,
+    "hf_coherence[fine_texture]": 3,
+    "texture_index": 3,
+    "hu_bias[soft]": 2,
+}
+"""Measures of the command line's table, with their decimals."""
+NPS_PATCH = 32
+"""Side in pixels of the squares whose noise power is measured."""
 MARK = ".finegrain-demo"
 """A folder that holds this file was made by the demo and may be replaced by it."""
 
@@ -75,18 +90,21 @@ def run_demo(
             "photons": round(exposure.photons),
             "seed": seed,
         }
-        simulated = Derivation.of_simulation(settings, version=__version__)
+        simulated = Derivation(
+            kind="simulated-low-dose",
+            model="finegrain-simulate",
+            model_version=__version__,
+            model_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            parameters=settings,
+        )
         write_derived_series(low_dose, out / "low-dose", derivation=simulated)
         progress("writing DICOM", 1, 2)
         write_derived_series(denoised, out / "denoised", derivation=denoiser.derivation(strength=1.0))
     with clock("measure"):
         progress("measuring", 0, 1)
-        measures = evaluate_volume(
-            volume, {"low dose": low_dose, "denoised": denoised}, protocols=PROTOCOLS, band=band
-        )
+        measures = evaluate_volume(volume, {"low dose": low_dose, "denoised": denoised}, protocols=PROTOCOLS, band=band)
         spectra = {
-            name: _nps(scan, volume, band)
-            for name, scan in {"normal dose": volume, "low dose": low_dose, "denoised": denoised}.items()
+            name: _nps(scan, volume) for name, scan in {"normal dose": volume, "low dose": low_dose, "denoised": denoised}.items()
         }
     next_commands = [
         (f"finegrain denoise YOUR-CT-FOLDER {out / 'mine'}", "denoise a DICOM series of your own"),
@@ -95,7 +113,7 @@ def run_demo(
     ]
     card = denoiser.card
     assert card is not None
-    results = {
+    results: dict[str, Any] = {
         "finegrain": __version__,
         "model": {"name": card.name, "version": card.version, "sha256": card.sha256},
         "simulation": settings,
@@ -125,7 +143,7 @@ def run_demo(
                 slices=[_view(i, volume, low_dose, denoised) for i in range(n)],
                 measures=measures,
                 nps={name: (spectrum.frequency_per_mm, spectrum.power) for name, spectrum in spectra.items()},
-                noise_sd_hu=results["noise_sd_hu"],  # type: ignore[arg-type]
+                noise_sd_hu=results["noise_sd_hu"],
                 timings_s=clock.seconds,
                 facts=_facts(volume, settings),
                 next_commands=next_commands,
@@ -136,7 +154,7 @@ def run_demo(
         )
     for path in (out / "results.json", *([json_file] if json_file else [])):
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return DemoOutcome("Against the normal dose", report, out / "denoised", _table(measures, results), next_commands)
+    return DemoOutcome("Against the normal dose", report, out / "denoised", _table(measures, results["noise_sd_hu"]), next_commands)
 
 
 def _prepare(out: Path) -> None:
@@ -167,3 +185,52 @@ def _counted(items: Iterator[NDArray], what: str, n: int, progress: Progress) ->
     for done, item in enumerate(items, start=1):
         progress(what, done, n)
         yield item
+
+
+def _nps(scan: CTVolume, reference: CTVolume) -> RadialNPS:
+    """Radial noise power of a scan in the reference's soft tissue; plane and curvature of each patch are taken out.
+
+    Soft tissue alone: in the lung, vessels drown the noise. All of it, not its uniform regions: those are chosen for their low
+    energy in the reference, which would make the reference look less noisy than it is.
+    """
+    patches = [
+        uniform_patches(hu, tissue_rois(anatomy)["soft"], NPS_PATCH, min_coverage=0.97)
+        for hu, anatomy in zip(scan.hu, reference.hu, strict=True)
+    ]
+    return radial_nps(nps_2d(np.concatenate(patches), pixel_mm=reference.pixel_mm[0], detrend="quadratic"))
+
+
+def _view(index: int, normal_dose: CTVolume, low_dose: CTVolume, denoised: CTVolume) -> SliceView:
+    return SliceView(
+        name=f"z = {normal_dose.positions_mm[index, 2]:.1f} mm",
+        pixel_mm=normal_dose.pixel_mm[0],
+        normal_dose=normal_dose.hu[index],
+        low_dose=low_dose.hu[index],
+        denoised=denoised.hu[index],
+    )
+
+
+def _facts(volume: CTVolume, settings: dict[str, Any]) -> dict[str, str]:
+    told = {
+        "scanner": ("Manufacturer", "ManufacturerModelName"),
+        "kernel of the scan": ("ConvolutionKernel",),
+        "tube voltage [kV]": ("KVP",),
+        "exposure [mAs]": ("Exposure",),
+        "slice thickness [mm]": ("SliceThickness",),
+    }
+    facts = {
+        name: " ".join(str(volume.acquisition[keyword]) for keyword in keywords if keyword in volume.acquisition)
+        for name, keywords in told.items()
+    }
+    facts["pixel [mm]"] = f"{volume.pixel_mm[0]:.3f}"
+    facts |= {f"simulated {name.replace('_', ' ')}": str(value) for name, value in settings.items()}
+    return facts | {f"version of {name}": version for name, version in versions().items()}
+
+
+def _table(measures: dict[str, dict[str, float]], noise_sd_hu: dict[str, float]) -> list[list[str]]:
+    """The table of the command line."""
+    table = [["measure", *measures]]
+    for key, decimals in TABLE.items():
+        table.append([key, *(f"{values[key]:.{decimals}f}" for values in measures.values())])
+    table.append(["noise SD, soft tissue [HU]", *(f"{noise_sd_hu[name]:.1f}" for name in measures)])
+    return table

@@ -37,7 +37,7 @@ OTHERS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442")
 MARKERS = ("s", "^", "D", "v", "P")
 CSS_COLOURS = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper", ORANGE: "--orange", BLUE: "--blue"}
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -329,10 +329,17 @@ def bar_figure(
     *,
     per_patient: Mapping[str, Mapping[str, Sequence[float]]],
     proposed: str,
+    arms: Sequence[str] = (),
 ) -> Figure:
     """Figure 1: PSNR, SSIM, high-frequency energy ratio and coherence of each arm: mean ± SD, one dot per patient.
 
     A bar starts at what it is compared with: the low-dose input, or 1 for the energy ratio. Cut-off axes cannot mislead then.
+
+    Args:
+        table: one row per measure; those of the figure are picked from it.
+        per_patient: measure key → arm → one value per patient.
+        proposed: the arm drawn in blue.
+        arms: those to show; all but the input if empty.
     """
     rows = [
         pick_row(table, "psnr_db"),
@@ -341,15 +348,16 @@ def bar_figure(
         pick_row(table, "hf_coherence", "fine_texture", "full"),
     ]
     present = [row for row in rows if row is not None]
-    arms = [arm for arm in (present[0].values if present else {}) if arm != INPUT]
+    known = present[0].values if present else {}
+    shown = [arm for arm in known if arm != INPUT and (arm in arms or not arms)]
     with _styled():
-        figure = _figure(12.4, 1.5 + 0.42 * max(len(arms), 1))
+        figure = _figure(12.4, 1.5 + 0.42 * max(len(shown), 1))
         if not present:
             return figure
         panels = figure.subplots(1, len(present), sharey=True, squeeze=False)[0]
         for axes, row in zip(panels, present, strict=True):
-            _bars(axes, row, arms, dots=per_patient.get(row.key, {}), looks=arm_looks(arms, proposed))
-        panels[0].set_yticks(range(len(arms)), arms)
+            _bars(axes, row, shown, dots=per_patient.get(row.key, {}), looks=arm_looks(shown, proposed))
+        panels[0].set_yticks(range(len(shown)), shown)
         panels[0].invert_yaxis()
     return figure
 
@@ -376,8 +384,10 @@ def _bars(
         axes.plot(values, index + spread, ".", color=INK, markersize=3.5, alpha=0.75)
     axes.axvline(start, color=INK, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_title(_broken(row.label), fontsize=9.5)
-    axes.set_xlabel("bars start at 1, the normal dose" if row.better == "one" else "bars start at the low-dose input", fontsize=8)
-    axes.margins(x=0.12)
+    start_words = "1, the normal dose" if row.better == "one" else f"the low-dose input, {start:.3g}"
+    axes.set_xlabel(f"bars start at {start_words}", fontsize=8)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.08)
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
@@ -395,38 +405,76 @@ def _broken(label: str, width: int = 30) -> str:
     return f"{head}\n{tail}"
 
 
-def front_figure(table: Sequence[StudyRow], *, proposed: str) -> Figure:
-    """PSNR against high-frequency energy ratio, one point per arm, its coherence in the legend. The goal is up, at 1."""
+def front_figure(table: Sequence[StudyRow], *, proposed: str, arms: Sequence[str] = ()) -> Figure:
+    """PSNR against high-frequency energy ratio, one point per arm, its coherence in the legend. The goal is up, at 1.
+
+    What the table holds beside the arms and the input is a free competitor, such as "blend 0.2": drawn in grey, joined by a
+    line with those that share its first word. An input far from the networks is named in the legend, not drawn.
+    """
     psnr, ratio = pick_row(table, "psnr_db"), pick_row(table, "hf_ratio", "fine_texture", "full")
     coherence = pick_row(table, "hf_coherence", "fine_texture", "full")
     with _styled():
-        figure = _figure(8.2, 3.9)
+        figure = _figure(8.6, 3.9)
         axes = figure.subplots()
         if psnr is None or ratio is None:
             return figure
-        arms = [arm for arm in psnr.values if arm in ratio.values]
-        looks = arm_looks(arms, proposed)
-        for arm in arms:
+        points = {arm: (ratio.values[arm][0], psnr.values[arm][0]) for arm in psnr.values if arm in ratio.values}
+        shown = [arm for arm in points if arm != INPUT and (arm in arms or not arms)]
+        looks = arm_looks(shown, proposed)
+        for arm in shown:
             known = coherence.values.get(arm, (float("nan"),))[0] if coherence else float("nan")
-            colour, marker = looks[arm]
             axes.errorbar(
-                ratio.values[arm][0],
-                psnr.values[arm][0],
+                *points[arm],
                 xerr=np.nan_to_num(ratio.values[arm][1]),
                 yerr=np.nan_to_num(psnr.values[arm][1]),
-                color=colour,
-                marker=marker,
+                color=looks[arm][0],
+                marker=looks[arm][1],
                 markersize=8,
                 elinewidth=0.8,
                 linestyle="none",
-                label=f"{arm}   {known:.3f}" if np.isfinite(known) else f"{arm}   n/a",
+                label=f"{arm}:  {known:.3f}" if np.isfinite(known) else f"{arm}:  n/a",
             )
+        _free_competitors(axes, {arm: point for arm, point in points.items() if arm not in shown and arm != INPUT})
         axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-        axes.text(1, 1.01, "as the normal dose", transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
-        axes.set(xlabel=f"{ratio.label}      ← smoother   ·   noisier →", ylabel=psnr.label)
+        axes.text(1, 1.01, "the normal dose", transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+        axes.margins(0.1)
+        if INPUT in points and np.isfinite(points[INPUT]).all():
+            _input_or_note(axes, points[INPUT])
+        axes.set(xlabel=f"{ratio.label} (← smoother · noisier →)", ylabel=psnr.label)
         axes.grid(True)
-        axes.legend(title="arm, and its coherence", loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left")
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda index: not labels[index].startswith(tuple(f"{arm}:" for arm in shown)))
+        axes.legend(
+            [handles[index] for index in order],
+            [labels[index] for index in order],
+            title="arm, and its coherence",
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+            alignment="left",
+        )
     return figure
+
+
+def _free_competitors(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    for family in dict.fromkeys(name.split()[0] for name in points):
+        members = [name for name in points if name.split()[0] == family]
+        x, y = zip(*(points[name] for name in members), strict=True)
+        axes.plot(
+            x, y, color=MUTED, marker="o", markersize=3.5, markerfacecolor="none", linewidth=1, label=f"{family}, no training"
+        )
+        for name in members:
+            axes.annotate(
+                name.partition(" ")[2], points[name], xytext=(4, 4), textcoords="offset points", fontsize=7.5, color=MUTED
+            )
+
+
+def _input_or_note(axes: Axes, point: tuple[float, float]) -> None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if left <= point[0] <= right and bottom <= point[1] <= top:
+        axes.plot(*point, "X", color=MUTED, markersize=7, label=INPUT)
+        return
+    label = f"{INPUT}, outside: {point[1]:.1f} dB at {point[0]:.2f}"
+    axes.plot([], [], "X", color=MUTED, markersize=7, label=label)
 
 
 def curve_figure(curves: Mapping[str, Sequence[tuple[int, float]]], *, proposed: str) -> Figure:
@@ -468,7 +516,7 @@ def _crop_rows(above: Sequence[Axes], below: Sequence[Axes], crop: CropView) -> 
         axes.set_title(_broken(name, 22), fontsize=8.5)
     for axes, error in zip(below[1:], errors.values(), strict=False):
         axes.imshow(error_window.to_gray(error), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-    text = f"{crop.name}\n\nwindow {window.centre:g}/{window.width:g} HU"
+    text = f"{crop.name}\n\nwindow {window.centre:g}/{window.width:g} HU".replace("-", "−")
     text += f"\n\nright: image −\nnormal dose,\n±{error_window.width / 2:g} HU"
     below[0].text(0, 1, text, transform=below[0].transAxes, va="top", fontsize=8)
 
@@ -486,8 +534,10 @@ def svg_text(figure: Figure, name: str) -> str:
         name: unlike every other figure's on the page; identifiers inside the drawing are derived from it.
     """
     buffer = io.StringIO()
-    with _styled(), mpl.rc_context({"svg.hashsalt": name, "svg.id": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with _styled(), mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"'DejaVu Sans'(, sans-serif)?", "var(--sans)", svg)

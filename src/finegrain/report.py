@@ -128,7 +128,8 @@ class StudyReport:
         arms: one mapping per network: name, family, loss (in words), parameters, macs_per_512, seconds_per_slice, best_step,
             train_seconds.
         proposed: name of the arm that is compared with every other.
-        table: one row per measure; the input is the arm "low dose".
+        table: one row per measure; the input is the arm "low dose". Methods that are no arm (blends of the input, a band
+            equaliser: "blend 0.2") are shown as free competitors.
         comparisons: one mapping per measure and baseline: metric, baseline, n, mean_difference, ci_low, ci_high (proposed −
             baseline, 95 %), p_t, p_wilcoxon, p_holm, effect_size, verdict (in words).
         curves: arm → [(step, validation rmse_hu), …].
@@ -172,16 +173,27 @@ class Measure:
 MEASURES = {
     "psnr_db": Measure("PSNR", "dB", 2, "higher", "", "How close every pixel is to the normal dose. Blur can raise it."),
     "ssim": Measure("SSIM", "", 4, "higher", "1", "How alike local structure and contrast are."),
-    "rmse_hu": Measure("RMSE", "HU", 2, "lower", "0", "Typical error of one pixel."),
+    "rmse_hu": Measure("RMSE", "HU", 2, "lower", "0", "Root mean square error of a pixel, without a window."),
+    "mae_hu": Measure("Mean absolute error", "HU", 2, "lower", "0", "Mean error of a pixel, without a window."),
     "hf_ratio": Measure(
-        "HF energy ratio", "", 3, "one", "1", "High-frequency energy against the normal dose. Below 1: smoothed. Above 1: noise left."
+        "HF energy ratio",
+        "",
+        3,
+        "one",
+        "1",
+        "High-frequency energy against the normal dose. Below 1: smoothed. Above 1: noise left.",
     ),
     "hf_coherence": Measure(
         "HF coherence", "", 3, "higher", "1", "How much of that high-frequency detail agrees with the normal dose. Noise lowers it."
     ),
     "texture_index": Measure(
-        "Texture error", "", 3, "lower", "0", "Mean relative error of texture statistics that a reader would feel (GLCM and others)."
+        "Texture index", "", 3, "lower", "0", "Mean relative error of seven texture statistics that a reader would feel."
     ),
+    "hf_coherence_truth": Measure(
+        "HF coherence with truth", "", 3, "higher", "1", "The same against the noise-free image, known in simulation only."
+    ),
+    "hf_consistency": Measure("HF consistency", "", 3, "higher", "1", "The energy ratio r or 1/r, whichever is smaller."),
+    "texture_error": Measure("Texture error", "", 3, "lower", "0", "The relative errors whose mean is the texture index."),
     "nps_log_distance": Measure("NPS distance", "", 3, "lower", "0", "How far the noise spectrum is from the normal dose's."),
     "hu_bias": Measure("CT number shift", "HU", 2, "zero", "0", "Mean HU against the normal dose. It must stay near zero."),
 }
@@ -193,6 +205,22 @@ PLACES = {
     "fine_texture": "fine-texture regions",
     "uniform": "uniform regions",
     "soft": "soft tissue",
+    "full-range": "−1024 to 3071 HU",
+    "contrast": "GLCM contrast",
+    "correlation": "GLCM correlation",
+    "homogeneity": "GLCM homogeneity",
+    "entropy": "GLCM entropy",
+    "local_sd": "local standard deviation",
+    "lbp": "local binary patterns",
+    "nps_shape": "shape of the spectrum",
+}
+
+DETAILS = {"rmse_hu", "mae_hu", "hf_consistency", "hf_coherence_truth", "texture_error", "nps_log_distance"}
+"""Measures for those who ask: they stand in a table of their own, below the first."""
+
+UNIFORM_NOTES = {
+    "hf_ratio": "There is no texture here, only noise: a low value is noise removed.",
+    "hf_coherence": "There is no texture here: agreement is with the normal dose's own noise.",
 }
 
 CAPTIONS = {
@@ -211,10 +239,20 @@ def measure_of(key: str) -> tuple[Measure, str]:
     name, _, place = key.partition("[")
     place = place.removesuffix("]")
     measure = MEASURES.get(name, Measure(name.replace("_", " "), "", 3, "", "", ""))
+    return measure, ", ".join(_place_words(part) for part in place.split(",")) if place else ""
+
+
+def _place_words(place: str) -> str:
     window = re.fullmatch(r".*?-(-?[\d.]+)/([\d.]+)", place)
     if window:
-        return measure, f"window {_minus(window[1])}/{window[2]} HU"
-    return measure, PLACES.get(place, place.replace("_", " "))
+        return f"window {_minus(window[1])}/{window[2]} HU"
+    return PLACES.get(place, place.replace("_", " "))
+
+
+def is_detail(key: str) -> bool:
+    """Whether a measure belongs in the second table."""
+    name, _, place = key.partition("[")
+    return name in DETAILS or (name in ("psnr_db", "ssim") and "," in place)
 
 
 # --- numbers in words ------------------------------------------------------------------------------------------------------
@@ -236,7 +274,9 @@ def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str
 
 def percent(fraction: float) -> str:
     """A fraction as a percentage: 0.25 → "25 %"."""
-    return "n/a" if math.isnan(fraction) else f"{100 * fraction:.3g} %"
+    if math.isnan(fraction):
+        return "n/a"
+    return f"{100 * fraction:.0f} %" if fraction >= 0.1 else f"{100 * fraction:.2g} %"
 
 
 def p_value(value: float | None) -> str:
@@ -272,8 +312,9 @@ def _minus(text: str) -> str:
 def missing_because(key: str) -> str:
     """Why a measure has no value."""
     measure, place = measure_of(key)
-    if "[" in key and not place.startswith("window"):
-        return f"{measure.label} is not defined here: too few pixels of “{place}” in these slices"
+    where = place.rpartition(", ")[2]
+    if where and not where.startswith("window"):
+        return f"{measure.label} is not defined here: too few pixels of “{where}” in these slices"
     return f"{measure.label} is not defined for these images"
 
 
@@ -285,16 +326,20 @@ def _first(values: Mapping[str, float], name: str, *places: str) -> str | None:
 
 def demo_headline(report: DemoReport) -> str:
     """One line that says what happened, from the numbers."""
-    before, after = report.measures[INPUT], report.measures[OUTPUT]
-    parts = []
-    noise = report.noise_sd_hu
+    before, after, noise = report.measures[INPUT], report.measures[OUTPUT], report.noise_sd_hu
+    sentences = []
     if _known(noise.get(INPUT)) and _known(noise.get(OUTPUT)):
-        parts.append(f"noise {number(noise[INPUT], 0)} → {number(noise[OUTPUT], 0)} HU")
-    if (key := _first(after, "psnr_db")) and _known(before.get(key)):
-        parts.append(f"PSNR {number(after[key] - before[key], 1, sign=True)} dB")
-    if key := _first(after, "hf_coherence", "fine_texture", "full"):
-        parts.append(f"texture coherence {number(before.get(key), 2)} → {number(after[key], 2)}")
-    return f"At {percent(report.dose_fraction)} of the dose: {', '.join(parts)}." if parts else report.title
+        verb = "falls" if noise[OUTPUT] < noise[INPUT] else "goes"
+        text = f"At {percent(report.dose_fraction)} of the dose, noise {verb} from {number(noise[INPUT], 0)} to "
+        sentences.append(f"{text}{number(noise[OUTPUT], 0)} HU")
+    coherence, ratio = _first(after, "hf_coherence", "fine_texture", "full"), _first(after, "hf_ratio", "fine_texture", "full")
+    if coherence and ratio and _known(before.get(coherence)):
+        more = (
+            "better" if after[coherence] > before[coherence] else "no better" if after[coherence] == before[coherence] else "less"
+        )
+        text = f"Fine detail agrees {more} with the normal-dose scan (coherence {number(before[coherence], 2)} → "
+        sentences.append(f"{text}{number(after[coherence], 2)}), holding {percent(after[ratio])} of its high-frequency energy")
+    return ". ".join(sentences) + "." if sentences else report.title
 
 
 def demo_verdict(report: DemoReport) -> list[str]:
@@ -342,7 +387,10 @@ def _energy_sentence(before: Mapping[str, float], after: Mapping[str, float]) ->
     if _known(before.get(key)):
         text += f" (low dose: {percent(before[key])})"
     if ratio < 0.95:
-        return text + ": texture was smoothed. Part of what is missing is the normal dose's own noise; part is detail, and that is lost."
+        return (
+            text
+            + ": texture was smoothed. Part of what is missing is the normal dose's own noise; part is detail, and that is lost."
+        )
     if ratio > 1.05:
         return text + ": noise was left in."
     return text + ": as much as the original."
@@ -383,9 +431,11 @@ def study_verdict(report: StudyReport) -> list[str]:
     ratio = pick_row(report.table, "hf_ratio", "fine_texture", "full")
     coherence = pick_row(report.table, "hf_coherence", "fine_texture", "full")
     if ratio and coherence and _known(ratio.values.get(report.proposed, (math.nan,))[0]):
-        text = f"It holds {percent(ratio.values[report.proposed][0])} of the normal dose's high-frequency energy, at a coherence of "
+        text = (
+            f"It holds {percent(ratio.values[report.proposed][0])} of the normal dose's high-frequency energy, at a coherence of "
+        )
         text += f"{number(coherence.values.get(report.proposed, (math.nan,))[0], 3)}"
-        others = [arm for arm in coherence.values if arm not in (report.proposed, INPUT)]
+        others = [arm["name"] for arm in report.arms if arm["name"] != report.proposed and arm["name"] in coherence.values]
         span = [coherence.values[arm][0] for arm in others if _known(coherence.values[arm][0])]
         if span:
             text += f" (the other networks: {number(min(span), 3)} to {number(max(span), 3)})"
@@ -439,7 +489,9 @@ def render_demo(report: DemoReport, path: Path) -> None:
         n_hidden=len(report.slices) - len(shown),
         crops=[_crop_panel(main, place, difference) for place in crops[main.name]],
         overview=_overview(main, box, crops[main.name]),
-        groups=_measure_groups(report.measures),
+        groups=_measure_groups(report.measures, details=False),
+        detail_groups=_measure_groups(report.measures, details=True),
+        attribution=plain_paragraphs(report.attribution),
         plots=_nps_plots(report.nps),
         total_s=sum(value for value in report.timings_s.values() if math.isfinite(value)),
     )
@@ -448,9 +500,12 @@ def render_demo(report: DemoReport, path: Path) -> None:
 def render_study(report: StudyReport, path: Path) -> None:
     """Write the page of a study. The file appears whole or not at all."""
     proposed = report.proposed
+    methods = list(dict.fromkeys(method for row in report.table for method in row.values))
+    networks = [str(arm["name"]) for arm in report.arms]
+    bars = bar_figure(report.table, per_patient=report.per_patient, proposed=proposed, arms=networks)
     plots = {
-        "bars": svg_text(bar_figure(report.table, per_patient=report.per_patient, proposed=proposed), "bars"),
-        "front": svg_text(front_figure(report.table, proposed=proposed), "front"),
+        "bars": svg_text(bars, "bars"),
+        "front": svg_text(front_figure(report.table, proposed=proposed, arms=networks), "front"),
         "curves": svg_text(curve_figure(report.curves, proposed=proposed), "curves") if report.curves else "",
     }
     _write_page(
@@ -460,8 +515,9 @@ def render_study(report: StudyReport, path: Path) -> None:
         counts=claim_counts(report.claims),
         verdict=study_verdict(report),
         plots={name: Markup(svg) for name, svg in plots.items()},  # ours, and matplotlib escapes the names in it
-        arms=list(report.table[0].values) if report.table else [],
-        rows=[_study_row(row, report.proposed) for row in report.table],
+        methods=methods,
+        rows=[_study_row(row, methods, networks) for row in report.table if not is_detail(row.key)],
+        detail_rows=[_study_row(row, methods, networks) for row in report.table if is_detail(row.key)],
         comparisons=_comparison_groups(report),
         n_patients=max((int(row["n"]) for row in report.comparisons), default=0),
         smallest_n=SMALLEST_WILCOXON_N,
@@ -509,7 +565,10 @@ def _low_and_denoised(view: SliceView) -> list[tuple[NDArray[np.floating], str]]
 def _slice_panel(view: SliceView, box: tuple[slice, slice], difference: DisplayWindow) -> dict[str, Any]:
     """Two rows of four images: soft-tissue and lung window, each with a difference that should be free of anatomy."""
     images = [(view.normal_dose, REFERENCE), *_low_and_denoised(view)]
-    rows = [[_tile(window.to_gray(image[box]), label) for image, label in images] for window in (SOFT_WINDOW, LUNG_WINDOW)]
+    rows = [
+        [_tile(window.to_gray(image[box]), label, _window_words(window)) for image, label in images]
+        for window in (SOFT_WINDOW, LUNG_WINDOW)
+    ]
     removed = difference.to_gray((view.denoised - view.low_dose)[box])
     added = difference.to_gray((view.normal_dose - view.low_dose)[box])
     half = f"±{difference.width / 2:g} HU"
@@ -518,8 +577,7 @@ def _slice_panel(view: SliceView, box: tuple[slice, slice], difference: DisplayW
     width_mm = rows[0][0]["columns"] * view.pixel_mm
     return {
         "name": view.name,
-        "soft": {"tiles": rows[0], "window": _window_words(SOFT_WINDOW)},
-        "lung": {"tiles": rows[1], "window": _window_words(LUNG_WINDOW)},
+        "rows": rows,
         "bar_percent": 100 * 50 / width_mm,
     }
 
@@ -558,9 +616,9 @@ def _nps_plots(nps: Mapping[str, tuple[NDArray, NDArray]]) -> list[Markup]:
     return [Markup(svg_text(nps_figure(ordered), "nps")), Markup(svg_text(nps_shape_figure(ordered), "shape"))]
 
 
-def _measure_groups(measures: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Rows of the table of measures, under captions, in the order given."""
-    keys = list(dict.fromkeys([*measures[OUTPUT], *measures[INPUT]]))
+def _measure_groups(measures: Mapping[str, Mapping[str, float]], *, details: bool) -> list[dict[str, Any]]:
+    """Rows of a table of measures under captions: those that matter first, or the others."""
+    keys = [key for key in dict.fromkeys([*measures[OUTPUT], *measures[INPUT]]) if is_detail(key) == details]
     groups: dict[str, list[dict[str, Any]]] = {}
     caption = ""
     for name in [*MEASURES, None]:
@@ -571,23 +629,24 @@ def _measure_groups(measures: Mapping[str, Mapping[str, float]]) -> list[dict[st
                 _measure_row(key, measures[INPUT].get(key), measures[OUTPUT].get(key), first=index == 0)
                 for index, key in enumerate(members)
             )
-    return [{"caption": caption, "rows": rows} for caption, rows in groups.items()]
+    return [{"caption": caption, "rows": rows, "n": len(rows)} for caption, rows in groups.items()]
 
 
 def _measure_row(key: str, before: float | None, after: float | None, *, first: bool) -> dict[str, Any]:
     measure, place = measure_of(key)
     change = after - before if before is not None and after is not None else math.nan
+    judged = not key.endswith("[uniform]")
     return {
         "key": key,
         "label": measure.label,
         "place": place,
         "unit": measure.unit,
         "ideal": measure.ideal,
-        "meaning": measure.meaning if first else "",
+        "meaning": (measure.meaning if first else "") if judged else UNIFORM_NOTES.get(key.partition("[")[0], ""),
         "before": number(before, measure.decimals),
         "after": number(after, measure.decimals),
         "change": number(change, measure.decimals, sign=True) if math.isfinite(change) else "",
-        "trend": _trend(measure.better, before, after, decimals=measure.decimals),
+        "trend": _trend(measure.better, before, after, decimals=measure.decimals) if judged else "",
         "why_missing": missing_because(key),
     }
 
@@ -602,21 +661,21 @@ def _trend(better: str, before: float | None, after: float | None, *, decimals: 
     return "better" if cost(after) < cost(before) else "worse"
 
 
-def _study_row(row: StudyRow, proposed: str) -> dict[str, Any]:
+def _study_row(row: StudyRow, methods: Sequence[str], networks: Sequence[str]) -> dict[str, Any]:
+    """A row of the table of results; the best of the networks is marked, and free competitors are not in the race."""
     measure, _ = measure_of(row.key)
-    known = {arm: values[0] for arm, values in row.values.items() if arm != INPUT and _known(values[0])}
+    known = {arm: values[0] for arm, values in row.values.items() if arm in networks and _known(values[0])}
     cost = {"higher": lambda v: -v, "lower": abs, "one": lambda v: abs(math.log(max(v, 1e-9)))}[row.better]
     best = min((round(cost(value), 12) for value in known.values()), default=math.nan)
-    cells = [
-        {
-            "arm": arm,
-            "mean": number(mean, measure.decimals),
-            "sd": number(sd, measure.decimals) if _known(sd) else "",
-            "n": n,
-            "best": arm in known and round(cost(mean), 12) == best,
-        }
-        for arm, (mean, sd, n) in row.values.items()
-    ]
+    cells = []
+    for method in methods:
+        if method not in row.values:
+            cells.append({"arm": method, "mean": "–", "spread": "", "best": False})
+            continue
+        mean, sd, n = row.values[method]
+        spread = f"± {number(sd, measure.decimals)}, n = {n}" if _known(sd) else f"n = {n}"
+        is_best = method in known and round(cost(mean), 12) == best
+        cells.append({"arm": method, "mean": number(mean, measure.decimals), "spread": spread, "best": is_best})
     words = {"higher": "higher is better", "lower": "lower is better", "one": "1 is best"}[row.better]
     return {"label": row.label, "words": words, "cells": cells, "why_missing": missing_because(row.key), "key": row.key}
 
@@ -647,6 +706,20 @@ def _study_crops(crop: CropView) -> dict[str, Any]:
         "error_hu": f"{error_window.width / 2:g}",
         "bar_percent": 100 * 10 / (columns * crop.pixel_mm),
     }
+
+
+def plain_paragraphs(text: str) -> list[str]:
+    """The paragraphs of a plain or Markdown text, without its marks.
+
+    >>> plain_paragraphs("# Source\\n\\n**Please** cite\\nthis.\\n* one")
+    ['Source', 'Please cite this.', '• one']
+    """
+    paragraphs: list[str] = []
+    for block in re.split(r"\n\s*\n|\n(?=[*-] )", text.strip()):
+        words = " ".join(block.split())
+        words = re.sub(r"\*\*|`|^#+ |<(?=https?://)|(?<=\S)>(?=[\s.,;)]|$)", "", words)
+        paragraphs.append(re.sub(r"^[*-] ", "• ", words))
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
 @cache

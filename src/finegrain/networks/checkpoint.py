@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import onnx
 import safetensors.torch
 import torch
 
@@ -53,4 +54,17 @@ def export_onnx(network: DenoisingNetwork, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    program.save(path, external_data=False)
+    model = program.model_proto
+    # Source paths and stack traces of the machine that exported: three times the size of the weights, and nobody's business.
+    for part in (
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.functions,
+    ):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.checker.check_model(model)
+    onnx.save_model(model, path)

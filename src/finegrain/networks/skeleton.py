@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from finegrain.config import NetworkConfig
 from finegrain.hu import HURange
@@ -72,3 +73,11 @@ def build_network(config: NetworkConfig, *, seed: int) -> DenoisingNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DenoisingNetwork(config)
+
+
+def count_macs(network: DenoisingNetwork, *, size: int) -> int:
+    """Multiply-accumulates for one size × size slice: convolutions and matrix products, the elementwise rest left out."""
+    shadow = DenoisingNetwork(network.config, network.hu_range).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(torch.zeros(1, 1, size, size, device="meta"))
+    return counter.get_total_flops() // 2

@@ -119,7 +119,7 @@ def _sides(config: PairsConfig) -> dict[str, Split]:
     drawn: dict[str, list[str]] = {}
     seen: set[str] = set()
     for source in config.sources:
-        stratum = source.region if isinstance(source, PhantomSource) else "scan"
+        stratum: str = source.region if isinstance(source, PhantomSource) else "scan"
         for patient in _patients(source):
             if source.split is not None:
                 sides[patient] = source.split

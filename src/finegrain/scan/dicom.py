@@ -786,7 +786,7 @@ def write_derived_series(
     if len(source.slices) != len(volume):
         raise ScanError(f"volume has {len(volume)} slices, its source {len(source.slices)}; write the whole series")
     _refuse_values_that_are_no_hu(volume)
-    _refuse_output_folder(out_dir, source)
+    check_output_folder(out_dir, volume)
 
     names = [f"IM{n:04d}.dcm" for n in range(1, len(volume) + 1)]
     partial = out_dir.parent / f".{out_dir.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -827,9 +827,14 @@ def _refuse_values_that_are_no_hu(volume: CTVolume) -> None:
             raise ScanError(f"slice {i + 1} has {bad} pixels that are NaN or infinite, expected HU; nothing is written")
 
 
-def _refuse_output_folder(out_dir: Path, source: SeriesSource) -> None:
+def check_output_folder(out_dir: Path, volume: CTVolume) -> None:
+    """Whether a derived series of this volume could be written there; asked before the work, and again when writing.
+
+    Raises: ScanError if the folder lies in the input folder, is a file, or is not empty.
+    """
+    source = volume.source
     resolved = out_dir.resolve()
-    if source.folder is not None and resolved.is_relative_to(source.folder.resolve()):
+    if isinstance(source, SeriesSource) and source.folder is not None and resolved.is_relative_to(source.folder.resolve()):
         raise ScanError("the output folder lies in the input folder, expected another one: a later run would read both")
     if out_dir.exists() and not out_dir.is_dir():
         raise ScanError(f"{out_dir} is a file, expected a new folder")

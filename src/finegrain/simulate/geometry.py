@@ -46,7 +46,7 @@ class FanBeam:
         """Fan angle of one detector element."""
         return self.detector_pitch_mm / self.source_detector_mm
 
-    def fan_angle_rad(self, s_mm: NDArray[np.floating]) -> NDArray[np.float64]:
+    def fan_angle_rad(self, s_mm: NDArray[np.floating]) -> NDArray[np.floating]:
         """Fan angle γ of the ray at distance s from the isocentre.
 
         Raises: GeometryError for rays that no source position reaches.
@@ -58,7 +58,7 @@ class FanBeam:
             )
         return np.arcsin(np.asarray(s_mm, dtype=np.float64) / self.source_iso_mm)
 
-    def rays_per_cell(self, s_mm: NDArray[np.floating], *, angle_step_rad: float, detector_mm: float) -> NDArray[np.float64]:
+    def rays_per_cell(self, s_mm: NDArray[np.floating], *, angle_step_rad: float, detector_mm: float) -> NDArray[np.floating]:
         """How many fan rays of one half turn fall into a parallel cell, dθ ds = source_iso_mm · cos γ · dβ dγ."""
         gamma = self.fan_angle_rad(s_mm)
         fan_cell = self.source_iso_mm * np.cos(gamma) * self.channel_angle_rad * (2 * np.pi / self.n_views)
@@ -104,11 +104,11 @@ class ParallelBeam:
         return np.arange(self.n_views) * np.pi / self.n_views
 
     @property
-    def detector_positions_mm(self) -> NDArray[np.float64]:
+    def detector_positions_mm(self) -> NDArray[np.floating]:
         """Distance s of each cell's centre from the isocentre. Shape: (detector,)."""
         return (np.arange(self.n_detector) - self.n_detector // 2) * self.detector_mm
 
     @property
-    def rays_per_cell(self) -> NDArray[np.float64]:
+    def rays_per_cell(self) -> NDArray[np.floating]:
         """Fan rays of one half turn per cell. Shape: (detector,)."""
         return self.fan.rays_per_cell(self.detector_positions_mm, angle_step_rad=np.pi / self.n_views, detector_mm=self.detector_mm)

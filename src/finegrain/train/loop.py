@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from finegrain.config import LossConfig, TrainConfig
+from finegrain.errors import DataError
 from finegrain.hu import HURange
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
 from finegrain.pairs.dataset import PatchSampler
@@ -66,7 +67,7 @@ def fit(
     optimiser = torch.optim.AdamW(network.parameters(), lr=train.learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
     average = deepcopy(network).requires_grad_(False)
     best = deepcopy(average)
-    state = {"step": 0, "best_step": 0, "best_error": math.inf, "seconds": 0.0, "history": []}
+    state: dict[str, Any] = {"step": 0, "best_step": 0, "best_error": math.inf, "seconds": 0.0, "history": []}
     checkpoint = _Checkpoint(run_folder / "checkpoint.pt", network, average, best, optimiser, criterion.generator, state)
     checkpoint.load()
 
@@ -132,8 +133,6 @@ def validate(network: DenoisingNetwork, validation: list[tuple[torch.Tensor, tor
 def _validation_set(pairs: list[Pair], folder: Path, hu_range: HURange, side: int = 256) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The same central crops at every validation, at most sixteen, spread over the pairs."""
     if not pairs:
-        from finegrain.errors import DataError
-
         raise DataError("no validation pairs: the manifest has none in its split 'validation'")
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(16, len(pairs))).round().astype(int))]
     crops = []

@@ -33,6 +33,8 @@ class DualDomainLoss(nn.Module):
         super().__init__()
         self.config, self.generator = config, generator
         n = config.dct_block
+        self.basis: Tensor
+        self.band: Tensor
         self.register_buffer("basis", torch.tensor(dct_matrix(n), dtype=torch.float32))
         self.register_buffer("band", torch.from_numpy(Band(*config.band).mask(n)))
 
@@ -57,7 +59,7 @@ class DualDomainLoss(nn.Module):
         b = len(image)
         rows, columns = (image.shape[2] - offset[0]) // n, (image.shape[3] - offset[1]) // n
         cut = image[:, 0, offset[0] : offset[0] + rows * n, offset[1] : offset[1] + columns * n]
-        return self.basis @ cut.reshape(b, rows, n, columns, n).transpose(2, 3) @ self.basis.T  # type: ignore[operator]
+        return self.basis @ cut.reshape(b, rows, n, columns, n).transpose(2, 3) @ self.basis.T
 
     def _pooled_energy(self, image: Tensor, offset: tuple[int, int]) -> Tensor:
         energy = self.coefficients(image, offset).square()[..., self.band].permute(0, 3, 1, 2)
