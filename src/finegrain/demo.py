@@ -22,6 +22,7 @@ from finegrain.evaluate.fidelity import tissue_rois
 from finegrain.evaluate.run import evaluate_volume
 from finegrain.evaluate.spectra import RadialNPS, nps_2d, radial_nps, uniform_patches
 from finegrain.frequency import Band
+from finegrain.networks.card import ONNX, ModelCard
 from finegrain.provenance import versions
 from finegrain.report import DemoReport, SliceView, render_demo
 from finegrain.sample import sample_folder
@@ -148,7 +149,7 @@ def run_demo(
                 facts=_facts(volume, settings),
                 next_commands=next_commands,
                 attribution=(sample_folder().parent / "ATTRIBUTION.md").read_text(encoding="utf-8"),
-                model_card={key: str(value) for key, value in card.model_dump(mode="json").items()},
+                model_card=_model_card(card),
             ),
             report,
         )
@@ -225,6 +226,17 @@ def _facts(volume: CTVolume, settings: dict[str, Any]) -> dict[str, str]:
     facts["pixel [mm]"] = f"{volume.pixel_mm[0]:.3f}"
     facts |= {f"simulated {name.replace('_', ' ')}": str(value) for name, value in settings.items()}
     return facts | {f"version of {name}": version for name, version in versions().items()}
+
+
+def _model_card(card: ModelCard) -> dict[str, str]:
+    return {
+        "model": f"{card.name} v{card.version}, {card.parameters:,} parameters",
+        "trained on": card.training_data,
+        "doses": ", ".join(f"{dose:.0%}" for dose in card.dose_fractions),
+        "kernels": ", ".join(card.kernels),
+        "intended use": card.intended_use,
+        "sha256": card.sha256[ONNX],
+    }
 
 
 def _table(measures: dict[str, dict[str, float]], noise_sd_hu: dict[str, float]) -> list[list[str]]:

@@ -21,7 +21,7 @@ from finegrain.denoise import Denoiser, torch_engine
 from finegrain.errors import DataError
 from finegrain.evaluate.run import Row, by_patient, evaluate_slice, summarise
 from finegrain.evaluate.stats import PairedComparison, compare_with_each
-from finegrain.figures import find_crops
+from finegrain.figures import bar_figure, crop_figure, find_crops, save_png
 from finegrain.frequency import Band
 from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
@@ -69,7 +69,14 @@ def run_study(config: StudyConfig, out: Path, *, data_root: Path, workers: int, 
     path = out / "results.json"
     path.write_text(json.dumps(_finite(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     report = out / "report.html"
-    render_study(_report(config, results, fits, test, folder, out), report)
+    content = _report(config, results, fits, test, folder, out)
+    render_study(content, report)
+    arms = [arm.name for arm in config.arms]
+    save_png(
+        bar_figure(content.table, per_patient=content.per_patient, proposed=config.proposed, arms=arms),
+        out / "figure-1-measures.png",
+    )
+    save_png(crop_figure(content.crops), out / "figure-2-crops.png")
     return StudyOutcome(report, path, _text_table(results), results["scale_note"])
 
 

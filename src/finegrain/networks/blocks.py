@@ -55,7 +55,7 @@ class ConvolutionBlock(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, features: Tensor, noise: Tensor | None) -> Tensor:
         return features + self.second(functional.gelu(self.first(features), approximate="tanh"))
 
 

@@ -32,7 +32,8 @@ class DenoisingNetwork(nn.Module):
         self.config, self.hu_range = config, hu_range or HURange()
         full, half, quarter = config.channels
         first, middle, last = config.blocks
-        self.noise = NoiseEstimator()
+        # Only attention is steered by the noise; a filter bank that nothing reads would be dead parameters.
+        self.noise = None if config.family == "convolution" else NoiseEstimator()
         self.stem = nn.Conv2d(1, full, 3, padding=1)
         self.to_half = nn.Conv2d(full, half, 2, stride=2)
         self.encoder = nn.ModuleList(make_block(config.family, half, config.heads[0]) for _ in range(first))
@@ -54,7 +55,7 @@ class DenoisingNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         scale = self.hu_range.span / FEATURE_HU
         scaled = (image + self.hu_range.low / self.hu_range.span) * scale
-        noise_half, noise_quarter = self.noise(scaled, 2), self.noise(scaled, 4)
+        noise_half, noise_quarter = (None, None) if self.noise is None else (self.noise(scaled, 2), self.noise(scaled, 4))
         fine = self.stem(scaled)
         half = self.to_half(functional.gelu(fine, approximate="tanh"))
         for block in self.encoder:

@@ -1,0 +1,60 @@
+"""One 512² slice through the bundled network and through RED-CNN, both on ONNX Runtime with the same threads.
+
+Run: python benchmarks/inference.py [THREADS]
+RED-CNN has its published architecture and random weights: its speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from red_cnn import REDCNN
+from torch.utils.flop_counter import FlopCounterMode
+
+from finegrain.denoise import bundled_model, onnx_engine
+from finegrain.networks.blocks import parameter_count
+from finegrain.networks.checkpoint import load_network
+from finegrain.networks.skeleton import count_macs
+
+
+def main() -> None:
+    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    unit = np.random.default_rng(0).random((1, 1, 512, 512), dtype=np.float32)
+    network, peer = load_network(bundled_model()), REDCNN().eval()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        REDCNN()(torch.zeros(1, 1, 512, 512))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "red-cnn.onnx"
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(peer, (torch.zeros(1, 1, 512, 512),), path, dynamo=True, verbose=False)
+        engines = {
+            "finegrain-s": onnx_engine(bundled_model() / "model.onnx", threads=threads),
+            "RED-CNN": onnx_engine(path, threads=threads),
+        }
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(3):  # in turns, so that a busy machine is unfair to both alike
+            for name, engine in engines.items():
+                engine(unit) if not times[name] else None
+                started = time.perf_counter()
+                engine(unit)
+                times[name].append(time.perf_counter() - started)
+    size = {"finegrain-s": parameter_count(network), "RED-CNN": parameter_count(peer)}
+    macs = {"finegrain-s": count_macs(network, size=512), "RED-CNN": counter.get_total_flops() // 2}
+    print(f"{f'one 512² slice, {threads} threads':28}{'parameters':>12}{'GMAC':>8}{'seconds':>10}")
+    for name in engines:
+        print(f"{name:28}{size[name]:12,}{macs[name] / 1e9:8.1f}{min(times[name]):10.3f}")
+    ours, theirs = min(times["finegrain-s"]), min(times["RED-CNN"])
+    print(f"finegrain-s is {theirs / ours:.1f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The command line as a user meets it: help without torch, one line and exit code 2 for what a user can mend."""
+
+import subprocess
+import sys
+
+import pytest
+
+from finegrain import __version__
+from finegrain.sample import sample_folder
+
+
+def _run(*arguments, check=False):
+    return subprocess.run(
+        [sys.executable, "-c", "from finegrain.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=check,
+    )
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom finegrain.cli import main\nsys.argv = ['finegrain', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'scipy', 'numpy', 'onnxruntime', 'matplotlib', 'pydicom'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    for command in ("demo", "denoise", "train", "study"):
+        assert command in done.stdout
+
+
+def test_version_is_printed():
+    assert _run("--version", check=True).stdout.strip() == __version__
+
+
+def test_denoising_the_sample_writes_as_many_slices(tmp_path):
+    done = _run("denoise", sample_folder(), tmp_path / "out", "--strength", "0", check=True)
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == 8
+    assert "8 slices" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["denoise", "{tmp}/nothing", "{tmp}/out"], "nothing"),
+        (["denoise", "{tmp}", "{tmp}/../out-of-empty"], "expected DICOM files"),
+        (["denoise", "{sample}", "{tmp}/out", "--strength", "1.5"], "strength must lie in"),
+        (["denoise", "{sample}", "{tmp}/out", "--model", "{tmp}"], "model.json"),
+        (["denoise", "{sample}", "{sample}"], "output folder"),
+        (["demo", "--out", "{tmp}/full"], "not made by the demo"),
+        (["demo", "--out", "{tmp}/new", "--dose-fraction", "0"], "dose_fraction"),
+        (["study", "{tmp}/no.yaml", "--out", "{tmp}/out"], "cannot read the configuration"),
+        (["study", "{tmp}/full/bad.yaml", "--out", "{tmp}/out"], "nearest known key is 'sources'"),
+        (["train", "{tmp}/full/bad.yaml", "--out", "{tmp}/out"], "bad.yaml"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, arguments, word):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "bad.yaml").write_text("pairs:\n  sourcse: []\n  sources: [{kind: phantom}]\n")
+    filled = [argument.format(tmp=tmp_path, sample=sample_folder()) for argument in arguments]
+    done = _run(*filled)
+    assert done.returncode == 2, done.stderr
+    assert word in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from finegrain.config import LossConfig, NetworkConfig, PairsConfig, StudyConfig, TrainingRun, load_config, save_config
+from finegrain.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_and_survives_a_round_trip(path, tmp_path):
+    kind = TrainingRun if path.name.startswith("train-") else StudyConfig
+    config = load_config(path, kind)
+    save_config(config, tmp_path / "again.yaml")
+    again = load_config(tmp_path / "again.yaml", kind)
+    assert again == config
+    assert again.hash() == config.hash()
+
+
+def test_the_hash_changes_with_any_value():
+    assert LossConfig().hash() != LossConfig(weight=0.1).hash()
+
+
+def test_an_unknown_key_is_refused_and_the_nearest_named(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("pairs: {sources: [{kind: phantom}], dose_fraction: [0.25]}")
+    with pytest.raises(ConfigError, match=r"'pairs\.dose_fraction'; the nearest known key is 'dose_fractions'"):
+        load_config(path, StudyConfig)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: PairsConfig(sources=()), "at least 1"),
+        (lambda: PairsConfig(sources=({"kind": "phantom"},), dose_fractions=(1.0,)), "dose_fractions"),
+        (lambda: PairsConfig(sources=({"kind": "phantom"},), test_fraction=0.7, validation_fraction=0.3), "no patient"),
+        (lambda: NetworkConfig(channels=(8, 15, 32)), "do not divide"),
+        (lambda: StudyConfig(pairs={"sources": [{"kind": "phantom"}]}, proposed="another"), "none of"),
+    ],
+)
+def test_impossible_combinations_are_refused_when_made(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()

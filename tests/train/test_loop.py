@@ -1,0 +1,101 @@
+"""Training learns, resumes to the bit, and stops at a NaN with the batch kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from finegrain.config import LossConfig, NetworkConfig, TrainConfig
+from finegrain.errors import DataError
+from finegrain.networks.skeleton import build_network
+from finegrain.pairs.manifest import Pair, store_images
+from finegrain.train.loop import fit, schedule
+
+NETWORK = NetworkConfig(family="hybrid", channels=(8, 16, 16), blocks=(1, 1, 1), heads=(2, 2))
+TRAIN = TrainConfig(steps=12, batch=2, patch=32, warmup=2, validate_every=4, threads=1, learning_rate=2e-3)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    generator = np.random.default_rng(0)
+    made = []
+    for number, split in enumerate(["train", "train", "validation"]):
+        clean = 40 + 60 * np.sign(np.sin(np.arange(96) / 7 + number))[None, :] * np.ones((96, 1))
+        images = np.round(np.stack([clean + generator.normal(0, 40, clean.shape), clean])).astype(np.int16)
+        key = f"pair{number}"
+        made.append(
+            Pair(key, f"p{number}", split, "test", 0, 0.7, "B30f", 0.25, 1e6, 0, False, store_images(tmp_path, key, images))
+        )
+    return made
+
+
+def _fit(pairs, folder, run, *, steps=12, progress=None, **loss):
+    return fit(
+        build_network(NETWORK, seed=0),
+        pairs,
+        folder,
+        train=TRAIN.model_copy(update={"steps": steps}),
+        loss=LossConfig(**loss),
+        run_folder=run,
+        progress=progress,
+    )
+
+
+def test_a_few_steps_already_take_noise_out(pairs, tmp_path):
+    result = _fit(pairs, tmp_path, tmp_path / "run", steps=60)
+    errors = [row["rmse_hu"] for row in result.history]
+    assert min(errors) < 30 < 40  # the input errs by 40 HU
+    assert result.best_step == result.history[int(np.argmin(errors))]["step"]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(pairs, tmp_path):
+    whole = _fit(pairs, tmp_path, tmp_path / "whole", weight=0.1)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step, _):
+        if step == 7:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        _fit(pairs, tmp_path, tmp_path / "broken", weight=0.1, progress=stop)
+    resumed = _fit(pairs, tmp_path, tmp_path / "broken", weight=0.1)
+    for ours, theirs in zip(resumed.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+def test_a_finished_run_is_not_trained_again(pairs, tmp_path):
+    first = _fit(pairs, tmp_path, tmp_path / "run")
+    steps = []
+    again = _fit(pairs, tmp_path, tmp_path / "run", progress=lambda step, _: steps.append(step))
+    assert steps == []
+    assert again.history == first.history
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 3
+    assert json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+def test_a_nan_stops_the_run_and_keeps_its_batch(pairs, tmp_path):
+    network = build_network(NETWORK, seed=0)
+    with torch.no_grad():
+        network.head[-1].bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step 0"):
+        fit(network, pairs, tmp_path, train=TRAIN, loss=LossConfig(), run_folder=tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "nan-batch.pt", weights_only=True)["inputs"].shape == (2, 1, 32, 32)
+
+
+def test_training_needs_pairs_on_both_sides(pairs, tmp_path):
+    with pytest.raises(DataError, match="no training pairs"):
+        _fit(pairs[2:], tmp_path, tmp_path / "run")
+    with pytest.raises(DataError, match="no validation pairs"):
+        _fit(pairs[:2], tmp_path, tmp_path / "run")
+
+
+def test_the_schedule_warms_up_and_decays():
+    factors = [schedule(step, TRAIN.model_copy(update={"steps": 100, "warmup": 10})) for step in range(100)]
+    assert factors[9] == 1
+    assert np.all(np.diff(factors[:10]) > 0)
+    assert np.all(np.diff(factors[10:]) < 0)
+    assert factors[-1] < 0.02
