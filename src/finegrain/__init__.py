@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CTVolume": "finegrain.scan.volume",
     "read_series": "finegrain.scan.dicom",
-    "write_derived_series": "finegrain.scan.dicom",
+    "write_derived_series": "finegrain.scan.derived",
     "simulate_low_dose": "finegrain.simulate.acquire",
     "VirtualPatient": "finegrain.simulate.phantom",
     "load_denoiser": "finegrain.denoise",

@@ -91,7 +91,8 @@ def denoise(
     import numpy as np
 
     from finegrain.denoise import load_denoiser
-    from finegrain.scan.dicom import check_output_folder, read_series, write_derived_series
+    from finegrain.scan.derived import check_output_folder, write_derived_series
+    from finegrain.scan.dicom import read_series
 
     denoiser = load_denoiser(model, threads=threads)
     volume = read_series(source, series_uid=series, allow_lossy=allow_lossy)
@@ -107,7 +108,7 @@ def denoise(
         written = write_derived_series(
             volume.with_hu(np.stack(slices)), output, derivation=derivation, progress=lambda n: bar.update(task, completed=n)
         )
-    for note in volume.source.notes:
+    for note in (*volume.source.notes, *(f"left out: {what}" for what in volume.source.skipped)):
         print(f"note: {note}")
     print(f"{len(written)} slices denoised with {denoiser.name}, strength {strength:g}: {output}")
 

@@ -26,7 +26,8 @@ from finegrain.networks.card import ONNX, ModelCard
 from finegrain.provenance import versions
 from finegrain.report import DemoReport, SliceView, render_demo
 from finegrain.sample import sample_folder
-from finegrain.scan.dicom import Derivation, read_series, write_derived_series
+from finegrain.scan.derived import Derivation, write_derived_series
+from finegrain.scan.dicom import read_series
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.acquire import iterate_low_dose, matching_exposure
 from finegrain.simulate.dose import check_dose_fraction

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import AIR_HU, HURange
 from finegrain.networks.card import ONNX, ModelCard, read_card
-from finegrain.scan.dicom import Derivation
+from finegrain.scan.derived import Derivation
 from finegrain.scan.volume import CTVolume
 
 Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -54,7 +54,10 @@ class Denoiser:
             model=self.card.name,
             model_version=self.card.version,
             model_sha256=self.card.sha256[ONNX],
-            parameters={"strength": strength, "hu_range": list(self.card.hu_range)},
+            parameters={
+                "strength": float(strength),  # 1 and 1.0 are one setting and must give one UID
+                "hu_range": list(self.card.hu_range),
+            },
             series_label=f"AI-DN {self.name}",
         )
 
@@ -63,6 +66,7 @@ class Denoiser:
 
         Raises: ModelError if the network's answer is not finite.
         """
+        check_strength(strength)
         unit = self.hu_range.to_unit(hu)
         rows, columns = unit.shape
         below, right = -rows % self.stride, -columns % self.stride

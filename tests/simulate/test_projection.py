@@ -112,9 +112,7 @@ def test_kernels_are_ordered_from_smooth_to_sharp():
 
 def test_rekernelling_to_the_own_kernel_changes_nothing_but_the_grid():
     image = 100 * np.exp(-((_radius(128, 1.0) / 12) ** 2))
-    same, pixel_mm = resample_and_rekernel(
-        image, pixel_mm=1.0, new_pixel_mm=1.0, own=KERNELS["B30f"], target=KERNELS["B30f"]
-    )
+    same, pixel_mm = resample_and_rekernel(image, pixel_mm=1.0, new_pixel_mm=1.0, own=KERNELS["B30f"], target=KERNELS["B30f"])
     assert pixel_mm == 1.0
     np.testing.assert_allclose(same, image, atol=1e-3)
     finer, pixel_mm = resample_and_rekernel(image, pixel_mm=1.0, new_pixel_mm=0.5)

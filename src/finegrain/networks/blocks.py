@@ -193,8 +193,8 @@ def key_windows(padded: Tensor) -> Tensor:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Trainable numbers in a module."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+    """Learned numbers in a module."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def _token_mlp(channels: int, *, budget: int) -> nn.Module:

@@ -21,7 +21,8 @@ def save_model(network: DenoisingNetwork, folder: Path, card: ModelCard) -> Mode
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
         new = Path(made) / "model"
         new.mkdir()
-        safetensors.torch.save_file(network.state_dict(), new / WEIGHTS)
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}  # trained ones are channels-last
+        safetensors.torch.save_file(weights, new / WEIGHTS)
         export_onnx(network, new / ONNX)
         card = card.model_copy(update={"sha256": {name: file_sha256(new / name) for name in (WEIGHTS, ONNX)}})
         write_card(new, card)

@@ -1,0 +1,207 @@
+"""What `Denoiser` promises whatever its network does, and two things that the shipped weights promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+
+from finegrain.denoise import Denoiser, Engine, load_denoiser
+from finegrain.errors import ConfigError, ModelError
+from finegrain.hu import HURange
+from finegrain.sample import sample_folder
+from finegrain.scan.derived import write_derived_series
+from finegrain.scan.dicom import read_series
+from finegrain.scan.volume import CTVolume
+from finegrain.simulate.acquire import matching_exposure, simulate_low_dose
+from finegrain.simulate.fbp import find_kernel
+
+Image = NDArray[np.float32]
+
+RANGE = HURange()
+STRIDE = 32
+ONE_HU = np.float32(1 / RANGE.span)
+
+
+def identity(unit: Image) -> Image:
+    return unit
+
+
+def darken(unit: Image) -> Image:
+    """Ten HU less, everywhere."""
+    return unit - 10 * ONE_HU
+
+
+def mean_3x3(unit: Image) -> Image:
+    """The mean of each pixel and its eight neighbours; beyond the edge, the edge goes on."""
+    _, _, rows, columns = unit.shape
+    wider = np.pad(unit, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    return sum(wider[:, :, y : y + rows, x : x + columns] for y in range(3) for x in range(3)) / np.float32(9)
+
+
+def denoiser_of(engine: Engine) -> Denoiser:
+    return Denoiser(engine, hu_range=RANGE, stride=STRIDE)
+
+
+def recording(engine: Engine) -> tuple[Engine, list[Image]]:
+    """The same engine, and a list of what it is shown."""
+    shown: list[Image] = []
+
+    def run(unit: Image) -> Image:
+        shown.append(unit.copy())
+        return engine(unit)
+
+    return run, shown
+
+
+def noise_hu(*shape: int, seed: int = 0) -> Image:
+    return np.random.default_rng(seed).normal(40, 25, shape).astype(np.float32)
+
+
+def volume_of(hu: Image) -> CTVolume:
+    return CTVolume.from_array(hu, pixel_mm=0.7, slice_mm=3)
+
+
+def rmse(a: Image, b: Image) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+# --- strength
+
+
+def test_strength_0_gives_the_input_back_bit_for_bit() -> None:
+    volume = volume_of(noise_hu(2, 40, 50))
+    np.testing.assert_array_equal(denoiser_of(mean_3x3).denoise(volume, strength=0).hu, volume.hu)
+
+
+def test_strength_one_half_is_the_mean_of_input_and_full_effect() -> None:
+    volume, denoiser = volume_of(noise_hu(2, 40, 50)), denoiser_of(mean_3x3)
+    half, full = (denoiser.denoise(volume, strength=strength).hu for strength in (0.5, 1))
+    assert rmse(full, volume.hu) > 10
+    np.testing.assert_allclose(half, (volume.hu + full) / 2, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
+    denoiser = load_denoiser()
+    with pytest.raises(ConfigError, match="strength must lie in"):
+        denoiser.denoise(volume_of(noise_hu(1, 8, 8)), strength=strength)
+    with pytest.raises(ConfigError, match="strength must lie in"):
+        denoiser.derivation(strength=strength)
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(250, 333), (250, 352), (20, 40), (5, 7), (1, 1)])
+def test_any_size_is_denoised_as_the_same_part_of_an_aligned_one(rows: int, columns: int) -> None:
+    engine, shown = recording(mean_3x3)
+    whole = noise_hu(-(-rows // STRIDE) * STRIDE, -(-columns // STRIDE) * STRIDE)
+    expected = denoiser_of(mean_3x3).denoise_slice(whole)
+
+    result = denoiser_of(engine).denoise_slice(whole[:rows, :columns])
+
+    assert result.shape == (rows, columns)
+    assert shown[0].shape == (1, 1, *whole.shape)
+    # The last row and column see the fill instead of the neighbours that were cut off.
+    np.testing.assert_array_equal(result[:-1, :-1], expected[: rows - 1, : columns - 1])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(250, 333), (20, 40), (5, 7), (1, 1)])
+def test_the_fill_of_odd_sizes_makes_no_edge(rows: int, columns: int) -> None:
+    flat = np.full((rows, columns), 40, np.float32)
+    np.testing.assert_allclose(denoiser_of(mean_3x3).denoise_slice(flat), flat, atol=1e-2)
+
+
+# --- values
+
+
+def test_padding_is_shown_as_air_and_comes_back_as_it_was() -> None:
+    hu = noise_hu(2, 40, 50)
+    padding = np.zeros(hu.shape, bool)
+    padding[:, :5] = padding[1, 20, 20] = True
+    hu[padding] = -2000
+    engine, shown = recording(darken)
+
+    result = denoiser_of(engine).denoise(replace(volume_of(hu), padding=padding))
+
+    np.testing.assert_array_equal(result.hu[padding], hu[padding])
+    np.testing.assert_allclose(result.hu[~padding], hu[~padding] - 10, atol=1e-2)
+    for unit, mask in zip(shown, padding, strict=True):
+        assert set(RANGE.to_hu(unit[0, 0, :40, :50][mask]).tolist()) == {-1000.0}
+
+
+def test_metal_above_the_range_of_the_network_survives() -> None:
+    hu = noise_hu(1, 40, 50)
+    hu[0, 10:14, 10:14] = 8000
+    np.testing.assert_array_equal(denoiser_of(identity).denoise(volume_of(hu)).hu, hu)
+    np.testing.assert_allclose(denoiser_of(darken).denoise(volume_of(hu)).hu, hu - 10, atol=1e-2)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_answer_that_is_not_finite_is_refused(wrong: float) -> None:
+    def broken(unit: Image) -> Image:
+        answer = unit.copy()
+        answer[0, 0, 3, 4] = wrong
+        return answer
+
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        denoiser_of(broken).denoise(volume_of(noise_hu(1, 40, 50)))
+
+
+# --- DICOM
+
+
+def test_a_network_without_a_card_cannot_sign_a_series() -> None:
+    with pytest.raises(ModelError, match="model card"):
+        denoiser_of(identity).derivation(strength=1)
+
+
+def test_a_series_that_a_network_leaves_alone_keeps_its_stored_pixels(tmp_path: Path) -> None:
+    card = load_denoiser().card
+    assert card is not None
+    denoiser = Denoiser(identity, hu_range=HURange(*card.hu_range), stride=card.stride, card=card)
+    volume = read_series(sample_folder())
+
+    files = write_derived_series(denoiser.denoise(volume), tmp_path / "out", derivation=denoiser.derivation(strength=1))
+
+    for source, derived in zip(volume.source.files, files, strict=True):
+        before, after = pydicom.dcmread(source), pydicom.dcmread(derived)
+        assert before.pixel_array.dtype == after.pixel_array.dtype
+        np.testing.assert_array_equal(before.pixel_array, after.pixel_array)
+        assert f"AI-DN {card.name} v{card.version}" in after.SeriesDescription
+
+
+# --- the shipped weights
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Denoiser:
+    return load_denoiser(threads=1)
+
+
+def test_the_bundled_network_draws_no_pattern_into_a_flat_field(bundled: Denoiser) -> None:
+    middle = bundled.denoise_slice(np.full((256, 256), 40, np.float32))[32:-32, 32:-32]
+    assert middle.std() < 0.8  # a thousandth of the energy of 25 HU of noise
+    assert abs(middle.mean() - 40) < 1
+
+
+@pytest.fixture
+def middle_of_the_sample() -> CTVolume:
+    volume = read_series(sample_folder())
+    one = slice(4, 5)
+    return replace(volume, hu=volume.hu[one], padding=volume.padding[one], positions_mm=volume.positions_mm[one])
+
+
+def test_the_bundled_network_brings_a_quarter_dose_scan_closer_to_the_original(
+    bundled: Denoiser, middle_of_the_sample: CTVolume
+) -> None:
+    original, kernel = middle_of_the_sample, find_kernel("B40f")
+    exposure = matching_exposure(original, kernel=kernel)
+    low_dose = simulate_low_dose(original, dose_fraction=0.25, kernel=kernel, exposure=exposure, seed=0)
+    denoised = bundled.denoise(low_dose)
+    assert rmse(denoised.hu, original.hu) < rmse(low_dose.hu, original.hu)
