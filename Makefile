@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+# PyTorch comes as a large CUDA build by default; for the small one:
+#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
 
 .PHONY: demo test check format bench study-smoke clean
 
@@ -30,7 +33,8 @@ study-smoke: $(VENV)/.dev
 	$(BIN)/finegrain study configs/study-smoke.yaml --out runs/study-smoke
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e .

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from finegrain import __version__
 from finegrain.sample import sample_folder
+
+CONFIG = Path(__file__).parents[1] / "configs" / "study-smoke.yaml"
 
 
 def _run(*arguments, check=False):
@@ -33,6 +36,22 @@ def test_help_names_every_command_and_imports_nothing_heavy():
 
 def test_version_is_printed():
     assert _run("--version", check=True).stdout.strip() == __version__
+
+
+def test_training_without_torch_says_what_to_install(tmp_path):
+    code = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise ModuleNotFoundError('No module named torch', name='torch')\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        f"sys.argv = ['finegrain', 'study', {str(CONFIG)!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        "from finegrain.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "pip install 'finegrain[train]'" in done.stderr
 
 
 def test_denoising_the_sample_writes_as_many_slices(tmp_path):

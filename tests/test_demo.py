@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from finegrain.demo import MARK, PROTOCOLS, run_demo
+from finegrain.demo import MARK, PROTOCOLS, _prepare, run_demo
 from finegrain.errors import ConfigError
 from finegrain.evaluate.fidelity import PROTOCOLS as KNOWN
 from finegrain.evaluate.fidelity import psnr
@@ -91,3 +91,20 @@ def test_only_the_demo_s_own_folder_is_replaced(tmp_path):
         run_demo(tmp_path / "mine", progress=lambda *step: None)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert not (tmp_path / "mine" / MARK).exists()
+    with pytest.raises(ConfigError, match="is a file"):
+        run_demo(tmp_path / "mine" / "thesis.txt", progress=lambda *step: None)
+
+
+def test_what_a_user_laid_beside_an_earlier_demo_stays(demo):
+    folder, outcome, _, _ = demo
+    (folder / "out" / "mine").mkdir()
+    (folder / "out" / "mine" / "1.dcm").write_text("a patient's scan")
+    _prepare(folder / "out")
+    assert (folder / "out" / "mine" / "1.dcm").is_file()
+    assert not outcome.report.exists()
+
+
+def test_full_dose_leaves_nothing_to_show(tmp_path):
+    with pytest.raises(ConfigError, match="below 1"):
+        run_demo(tmp_path / "out", dose_fraction=1.0, progress=lambda *step: None)
+    assert not (tmp_path / "out").exists()

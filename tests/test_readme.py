@@ -16,7 +16,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_every_command_named_exists(page):
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     text = page.read_text(encoding="utf-8")
-    assert set(re.findall(r"finegrain (demo|denoise|train|study|evaluate|simulate|qc)\b", text)) <= known
+    code = "\n".join(re.findall(r"^    .*$|`[^`]+`", text, flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|[\s`/])finegrain ([a-z]+)", code)) <= known
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)`", text)) | set(re.findall(r"^    make ([a-z-]+)", text, re.MULTILINE)) <= targets
 
@@ -24,6 +25,7 @@ def test_every_command_named_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_local_link_and_file_named_exists(page):
     text = page.read_text(encoding="utf-8")
+    assert len(text) > 400, "a page without content"
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     for link in links:
         assert (page.parent / link).exists(), link

@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+TRAINING_EXTRA = {"torch", "onnx", "onnxscript", "safetensors"}
+"""What `train` and `study` need beyond the core install."""
+
 DataRoot = Annotated[Path, typer.Option(envvar="FINEGRAIN_DATA", help="Folder that relative paths of a configuration start at.")]
 
 
@@ -32,8 +35,17 @@ def main() -> None:
     try:
         app()
     except FinegrainError as error:
-        print(f"finegrain: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_say(str(error)))
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_EXTRA:
+            raise
+        sys.exit(_say(f"this command needs {error.name}; install the training extra: pip install 'finegrain[train]'"))
+
+
+def _say(message: str) -> int:
+    """One line on stderr; gives the exit code for what the user can mend."""
+    print(f"finegrain: {message}", file=sys.stderr)
+    return 2
 
 
 def _version(wanted: bool) -> None:

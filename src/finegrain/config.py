@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finegrain.errors import ConfigError
+from finegrain.files import slug
+from finegrain.frequency import DCT_BLOCK, Band
 
 
 class Config(BaseModel):
@@ -49,13 +51,18 @@ class ScanSource(Config):
 
     kind: Literal["scan"] = "scan"
     path: str = Field(description="Folder or file; relative paths start at the data root.")
-    patient: str = Field(description="Name of this patient in the split: scans of one patient share it.")
+    patient: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of this patient in the split: scans of one patient share it."
+    )
     every: int = Field(1, ge=1, description="Take each n-th slice.")
     repeats: int = Field(1, ge=1, description="How often each slice is simulated, each time drawn anew.")
     own_kernel: str | None = Field(
         None,
         description="Kernel the scan was reconstructed with. When given, the scan is filtered to the simulated kernel first, so "
         "that its own noise has the spectrum of the noise that is added; else it is taken as it is.",
+    )
+    kernels: tuple[str, ...] = Field(
+        (), description="Kernels for this scan, instead of those of all; none sharper than its own, which cannot be made from it."
     )
     split: Split | None = Field(None, description="Put this patient here instead of drawing.")
 
@@ -85,8 +92,10 @@ class PairsConfig(Config):
             raise ValueError(f"dose_fractions must lie in (0, 1), got {self.dose_fractions}")
         if not 0 < self.photons[0] <= self.photons[1]:
             raise ValueError(f"photons must be a rising pair of positive numbers, got {self.photons}")
-        if not 0 <= self.pixel_mm[0] <= self.pixel_mm[1]:
-            raise ValueError(f"pixel_mm must be a rising pair, got {self.pixel_mm}")
+        if self.pixel_mm != (0, 0) and not 0.1 <= self.pixel_mm[0] <= self.pixel_mm[1]:
+            raise ValueError(f"pixel_mm must be a rising pair from 0.1 mm up, or (0, 0), got {self.pixel_mm}")
+        if self.pixel_mm == (0, 0) and any(source.kind == "phantom" for source in self.sources):
+            raise ValueError("pixel_mm (0, 0) keeps the pixels of a scan, but a phantom has none of its own; give its pixel size")
         if self.test_fraction + self.validation_fraction >= 1:
             raise ValueError("test_fraction + validation_fraction leave no patient to train on")
         return self
@@ -102,6 +111,10 @@ class NetworkConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if min(*self.channels, *self.heads) < 1 or min(self.blocks) < 0:
+            raise ValueError(
+                f"channels and heads must be at least 1 and blocks not below 0, got {self.channels}, {self.heads} and {self.blocks}"
+            )
         for channels, heads in zip(self.channels[1:], self.heads, strict=True):
             if channels % heads:
                 raise ValueError(f"{channels} channels do not divide into {heads} heads")
@@ -119,6 +132,11 @@ class LossConfig(Config):
     dct_block: int = Field(8, ge=2, description="Side of a DCT block in pixels.")
     band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h as fractions of Nyquist, [low, high].")
     pool_blocks: int = Field(4, ge=1, description="energy: side of the neighbourhood, in blocks, whose energies are compared.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        _check_band(self.band, self.dct_block)
+        return self
 
 
 class TrainConfig(Config):
@@ -147,6 +165,11 @@ class TrainingRun(Config):
     intended_use: str = "Research on noise in CT. Not a medical device; not for diagnosis."
     training_data: str = Field("", description="What the weights may be said to come from: scans, licences, citations.")
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        _check_block_fits(self.loss, self.train)
+        return self
+
 
 class Arm(Config):
     """One network of a study."""
@@ -154,6 +177,12 @@ class Arm(Config):
     name: str
     family: Literal["convolution", "attention", "hybrid"]
     loss: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not slug(self.name):
+            raise ValueError(f"the arm name {self.name!r} gives no file name; it needs a letter a-z or a digit")
+        return self
 
 
 PAPER_ARMS = (
@@ -173,7 +202,9 @@ class StudyConfig(Config):
     train: TrainConfig = TrainConfig()
     arms: tuple[Arm, ...] = PAPER_ARMS
     proposed: str = Field("hybrid, dual-domain loss", description="The arm that is compared with every other.")
-    protocols: tuple[str, ...] = Field(("abdomen-40/400", "chest--600/1500"), description="PSNR and SSIM protocols.")
+    protocols: tuple[str, ...] = Field(
+        ("abdomen-40/400", "chest--600/1500"), min_length=1, description="PSNR and SSIM protocols; the claims are about the first."
+    )
     band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h of the measures, fractions of Nyquist.")
 
     @model_validator(mode="after")
@@ -181,9 +212,28 @@ class StudyConfig(Config):
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError(f"two arms share a name: {names}")
+        if len({slug(name) for name in names}) < len(names):
+            raise ValueError(f"two arms share a file name, which keeps letters a-z and digits alone: {names}")
         if self.proposed not in names:
             raise ValueError(f"proposed arm {self.proposed!r} is none of {names}")
+        _check_band(self.band, DCT_BLOCK)
+        for arm in self.arms:
+            _check_block_fits(arm.loss, self.train)
         return self
+
+
+def _check_band(band: tuple[float, float], dct_block: int) -> None:
+    """Raises: ValueError if no coefficient lies in the band."""
+    try:
+        Band(*band).mask(dct_block)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None  # so that it is reported with the field's place
+
+
+def _check_block_fits(loss: LossConfig, train: TrainConfig) -> None:
+    """Raises: ValueError if a patch may hold no whole block, wherever its grid starts."""
+    if loss.weight > 0 and train.patch < 2 * loss.dct_block - 1:
+        raise ValueError(f"a patch of {train.patch} pixels may hold no whole block of {loss.dct_block}; use larger patches")
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)

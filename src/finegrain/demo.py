@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +22,16 @@ from finegrain.denoise import load_denoiser
 from finegrain.errors import ConfigError
 from finegrain.evaluate.fidelity import tissue_rois
 from finegrain.evaluate.run import evaluate_volume
-from finegrain.evaluate.spectra import RadialNPS, nps_2d, radial_nps, uniform_patches
+from finegrain.evaluate.spectra import (
+    RadialNPS,
+    central_frequency_ratio,
+    noise_magnitude_ratio,
+    nps_2d,
+    nps_log_distance,
+    nps_shape_log_distance,
+    radial_nps,
+    uniform_patches,
+)
 from finegrain.frequency import Band
 from finegrain.networks.card import ONNX, ModelCard
 from finegrain.provenance import versions
@@ -48,6 +59,7 @@ TABLE = {
 """Measures of the command line's table, with their decimals."""
 NPS_PATCH = 32
 """Side in pixels of the squares whose noise power is measured."""
+LOW_DOSE, DENOISED, REPORT, RESULTS = "low-dose", "denoised", "report.html", "results.json"
 MARK = ".finegrain-demo"
 """A folder that holds this file was made by the demo and may be replaced by it."""
 
@@ -68,7 +80,11 @@ def run_demo(
 ) -> DemoOutcome:
     """Run the demo into the folder `out`: `low-dose/` and `denoised/` DICOM series, `report.html`, `results.json`."""
     check_dose_fraction(dose_fraction)
+    if dose_fraction == 1:
+        raise ConfigError("dose_fraction 1 is the scan itself, and there is nothing to take out; give one below 1, e.g. 0.25")
     _prepare(out)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
     band = Band()
     with clock("read the scan"):
@@ -99,19 +115,25 @@ def run_demo(
             model_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
             parameters=settings,
         )
-        write_derived_series(low_dose, out / "low-dose", derivation=simulated)
+        write_derived_series(low_dose, out / LOW_DOSE, derivation=simulated)
         progress("writing DICOM", 1, 2)
-        write_derived_series(denoised, out / "denoised", derivation=denoiser.derivation(strength=1.0))
+        write_derived_series(denoised, out / DENOISED, derivation=denoiser.derivation(strength=1.0))
     with clock("measure"):
         progress("measuring", 0, 1)
         measures = evaluate_volume(volume, {"low dose": low_dose, "denoised": denoised}, protocols=PROTOCOLS, band=band)
         spectra = {
             name: _nps(scan, volume) for name, scan in {"normal dose": volume, "low dose": low_dose, "denoised": denoised}.items()
         }
+        for name, values in measures.items():
+            values |= _spectral_measures(spectra[name], spectra["normal dose"])
+    program = _program()
     next_commands = [
-        (f"finegrain denoise YOUR-CT-FOLDER {out / 'mine'}", "denoise a DICOM series of your own"),
-        (f"finegrain demo --dose-fraction 0.1 --out {out.parent / 'demo-10-percent'}", "see how far it goes: a tenth of the dose"),
-        ("make study-smoke", "train four networks on equal terms and compare them, about ten minutes"),
+        (f"{program} denoise YOUR-CT-FOLDER DENOISED-FOLDER", "denoise a DICOM series of your own"),
+        (
+            f"{program} demo --dose-fraction 0.1 --out {out.parent / f'{out.name}-10-percent'}",
+            "see how far it goes: a tenth of the dose",
+        ),
+        ("make study-smoke", "in a checkout: train four networks on equal terms and compare them, about five minutes"),
     ]
     card = denoiser.card
     assert card is not None
@@ -136,7 +158,7 @@ def run_demo(
     }
     with clock("write the report"):
         progress("writing the report", 0, 1)
-        report = out / "report.html"
+        report = out / REPORT
         render_demo(
             DemoReport(
                 title=f"A chest CT at {dose_fraction:.0%} dose, denoised",
@@ -154,18 +176,33 @@ def run_demo(
             ),
             report,
         )
-    for path in (out / "results.json", *([json_file] if json_file else [])):
+    for path in (out / RESULTS, *([json_file] if json_file else [])):
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return DemoOutcome("Against the normal dose", report, out / "denoised", _table(measures, results["noise_sd_hu"]), next_commands)
+    return DemoOutcome("Against the normal dose", report, out / DENOISED, _table(measures, results["noise_sd_hu"]), next_commands)
 
 
 def _prepare(out: Path) -> None:
-    """An empty output folder; what an earlier demo left is removed, nothing else ever is."""
-    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
+    """A folder to write to: new, empty, or an earlier demo's, of which the demo's own parts are removed and nothing else."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; give a folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
         raise ConfigError(f"{out} exists and was not made by the demo; give another folder with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
+    for name in (LOW_DOSE, DENOISED):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (REPORT, RESULTS):
+        (out / name).unlink(missing_ok=True)
+
+
+def _program() -> str:
+    """What to type for `finegrain` here: its path, unless it is on the search path."""
+    if shutil.which("finegrain"):
+        return "finegrain"
+    program = Path(sys.argv[0])
+    if program.name != "finegrain":
+        return "finegrain"
+    return os.path.relpath(program) if program.is_absolute() else str(program)
 
 
 class _Clock:
@@ -200,6 +237,16 @@ def _nps(scan: CTVolume, reference: CTVolume) -> RadialNPS:
         for hu, anatomy in zip(scan.hu, reference.hu, strict=True)
     ]
     return radial_nps(nps_2d(np.concatenate(patches), pixel_mm=reference.pixel_mm[0], detrend="quadratic"))
+
+
+def _spectral_measures(nps: RadialNPS, normal_dose: RadialNPS) -> dict[str, float]:
+    """How the noise power of an image stands to the normal dose's."""
+    return {
+        "nps_log_distance": nps_log_distance(nps, normal_dose),
+        "nps_shape_log_distance": nps_shape_log_distance(nps, normal_dose),
+        "nmr": noise_magnitude_ratio(nps, normal_dose),
+        "cfr": central_frequency_ratio(nps, normal_dose),
+    }
 
 
 def _view(index: int, normal_dose: CTVolume, low_dose: CTVolume, denoised: CTVolume) -> SliceView:

@@ -195,6 +195,16 @@ MEASURES = {
     "hf_consistency": Measure("HF consistency", "", 3, "higher", "1", "The energy ratio r or 1/r, whichever is smaller."),
     "texture_error": Measure("Texture error", "", 3, "lower", "0", "The relative errors whose mean is the texture index."),
     "nps_log_distance": Measure("NPS distance", "", 3, "lower", "0", "How far the noise spectrum is from the normal dose's."),
+    "nps_shape_log_distance": Measure(
+        "NPS shape distance",
+        "",
+        3,
+        "lower",
+        "0",
+        "The same for spectra of equal area: what the noise looks like, not how much there is.",
+    ),
+    "nmr": Measure("Noise magnitude ratio", "", 3, "", "1", "Noise SD in soft tissue, as a part of the normal dose's."),
+    "cfr": Measure("Noise peak frequency ratio", "", 3, "one", "1", "Below 1, the noise has become blotchy."),
     "hu_bias": Measure("CT number shift", "HU", 2, "zero", "0", "Mean HU against the normal dose. It must stay near zero."),
 }
 """Measures that a reader meets; one that is not listed is shown under its key."""
@@ -215,7 +225,7 @@ PLACES = {
     "nps_shape": "shape of the spectrum",
 }
 
-DETAILS = {"rmse_hu", "mae_hu", "hf_consistency", "hf_coherence_truth", "texture_error", "nps_log_distance"}
+DETAILS = {"rmse_hu", "mae_hu", "hf_consistency", "hf_coherence_truth", "texture_error", "nps_shape_log_distance"}
 """Measures for those who ask: they stand in a table of their own, below the first."""
 
 UNIFORM_NOTES = {
@@ -227,6 +237,7 @@ CAPTIONS = {
     "psnr_db": "Likeness to the normal-dose scan",
     "hf_ratio": "Fine texture",
     "hu_bias": "CT numbers",
+    "nps_log_distance": "Noise power in soft tissue, against the normal dose's",
 }
 
 

@@ -115,3 +115,12 @@ def test_manifest_rows_say_how_each_pair_was_made(built):
     _, folder, _ = built
     row = json.loads((folder / MANIFEST).read_text().splitlines()[0])
     assert {"patient", "split", "kernel", "dose_fraction", "photons", "pixel_mm", "seed", "sha256"} <= set(row)
+
+
+def test_a_split_that_was_asked_for_is_kept_and_a_contradiction_refused():
+    scan = {"kind": "scan", "path": "x", "patient": "A"}
+    others = [{"kind": "phantom", "patients": 3}]
+    for order in ([scan, {**scan, "split": "test"}], [{**scan, "split": "test"}, scan]):
+        assert _sides(PairsConfig(sources=[*order, *others]))["A"] == "test"
+    with pytest.raises(DataError, match="choose one"):
+        _sides(PairsConfig(sources=[{**scan, "split": "train"}, {**scan, "split": "test"}, *others]))

@@ -5,7 +5,7 @@ import pytest
 
 from finegrain.errors import ConfigError, GeometryError
 from finegrain.scan.volume import CTVolume
-from finegrain.simulate.acquire import Scanner, matching_exposure, simulate_low_dose, soft_tissue_noise
+from finegrain.simulate.acquire import Scanner, matching_exposure, needed_margin, simulate_low_dose, soft_tissue_noise
 from finegrain.simulate.dose import Exposure, noisy_sinogram
 from finegrain.simulate.fbp import KERNELS, filtered_backprojection, hann_kernel
 from finegrain.simulate.geometry import ParallelBeam
@@ -146,8 +146,33 @@ def test_nan_and_images_without_soft_tissue_are_refused():
     with pytest.raises(GeometryError, match="NaN"):
         _scanner().line_integrals(np.full((SIZE, SIZE), np.nan))
     air = CTVolume.from_array(np.full((1, SIZE, SIZE), -1000.0), pixel_mm=PIXEL_MM, slice_mm=3.0)
-    with pytest.raises(GeometryError, match="soft tissue"):
+    with pytest.raises(GeometryError, match="noise to measure"):
         matching_exposure(air, kernel=KERNELS["B30f"])
     assert np.isnan(soft_tissue_noise(air.hu[0], air.hu[0], pixel_mm=PIXEL_MM))
     with pytest.raises(ConfigError, match="photons"):
         Exposure(photons=0)
+
+
+def test_a_body_in_the_corners_of_the_image_gets_its_noise_too():
+    """A small field of view: what lies outside the inscribed circle must not be taken for air."""
+    body = CTVolume.from_array(np.full((1, 128, 128), 40.0), pixel_mm=1.4, slice_mm=3.0)
+    low = simulate_low_dose(body, dose_fraction=0.25, kernel=KERNELS["B30f"], exposure=Exposure(), seed=0)
+    noise = low.hu[0] - body.hu[0]
+    assert noise[:12, :12].std() > 0.3 * noise[58:70, 58:70].std()
+    assert noise[-12:, -12:].std() > 0.3 * noise[58:70, 58:70].std()
+    assert needed_margin(WATER) == 0
+
+
+def test_a_margin_of_air_changes_nothing_for_a_body_that_needs_none():
+    settings = {"size": SIZE, "pixel_mm": PIXEL_MM, "kernel": KERNELS["B30f"], "exposure": Exposure()}
+    sinograms = [Scanner(**settings, margin=margin).line_integrals(WATER) for margin in (0, 40)]
+    extra = (sinograms[1].shape[1] - sinograms[0].shape[1]) // 2
+    np.testing.assert_allclose(sinograms[1][:, extra:-extra], sinograms[0], atol=2e-3)
+
+
+def test_a_scan_without_noise_cannot_tell_its_dose():
+    body = CTVolume.from_array(np.where(RADIUS < 160, 50.0, -1000.0)[None], pixel_mm=PIXEL_MM, slice_mm=3.0)
+    flat = CTVolume.from_array(np.full((1, 64, 64), 50.0), pixel_mm=2.0, slice_mm=3.0)
+    for volume in (body, flat):
+        with pytest.raises(GeometryError, match="noise to measure"):
+            matching_exposure(volume, kernel=KERNELS["B30f"])

@@ -25,7 +25,7 @@ def pairs(tmp_path):
         images = np.round(np.stack([clean + generator.normal(0, 40, clean.shape), clean])).astype(np.int16)
         key = f"pair{number}"
         made.append(
-            Pair(key, f"p{number}", split, "test", 0, 0.7, "B30f", 0.25, 1e6, 0, False, store_images(tmp_path, key, images))
+            Pair(key, f"p{number}", split, 0, "test", 0, 0.7, "B30f", 0.25, 1e6, 0, False, store_images(tmp_path, key, images))
         )
     return made
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from finegrain.errors import DataError
 from finegrain.evaluate import fidelity, texture
+from finegrain.evaluate.stats import json_safe
 from finegrain.frequency import Band
 from finegrain.scan.volume import CTVolume
 
@@ -239,7 +240,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, fit for JSON: NaN becomes None."""
-        return {key: None if value != value else value for key, value in asdict(self).items()}
+        fields: dict[str, Any] = json_safe(asdict(self))
+        return fields
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, dict[str, Summary]]:

@@ -76,7 +76,7 @@ class PairedComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the verdict, fit for JSON: what is not finite becomes None."""
-        return {**_json_safe(asdict(self)), "verdict": self.verdict()}
+        return {**json_safe(asdict(self)), "verdict": self.verdict()}
 
 
 def compare_paired(proposed: ArrayLike, baseline: ArrayLike, *, seed: int = 0, n_resamples: int = 9999) -> PairedComparison:
@@ -104,7 +104,7 @@ def compare_paired(proposed: ArrayLike, baseline: ArrayLike, *, seed: int = 0, n
         sd=sd,
         t_p=float(stats.ttest_1samp(difference, 0.0).pvalue) if varies else (1.0 if n > 1 and mean == 0 else NAN),
         wilcoxon_p=wilcoxon_p,
-        smallest_wilcoxon_p=min(2.0 ** (1 - n), 1.0),
+        smallest_wilcoxon_p=smallest_wilcoxon_p(n),
         interval_low=low,
         interval_high=high,
         cohen_dz=mean / sd if varies else NAN,
@@ -151,6 +151,15 @@ def _wilcoxon_p(difference: NDArray) -> float:
     signs = 2.0 * ((np.arange(2 ** len(nonzero))[:, None] >> np.arange(len(nonzero))) & 1) - 1
     possible = np.abs(signs @ rank)
     return float((possible >= abs(np.sign(nonzero) @ rank) - 1e-9).mean())
+
+
+def smallest_wilcoxon_p(n: int) -> float:
+    """The two-sided p if all of n patients agree; no test of them falls below it.
+
+    >>> smallest_wilcoxon_p(5)
+    0.0625
+    """
+    return min(2.0 ** (1 - n), 1.0)
 
 
 def _bootstrap_interval(difference: NDArray, *, seed: int, n_resamples: int) -> tuple[float, float]:
@@ -217,7 +226,7 @@ class Equivalence:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and `is_equivalent`, fit for JSON: what is not finite becomes None."""
-        return {**_json_safe(asdict(self)), "is_equivalent": self.is_equivalent()}
+        return {**json_safe(asdict(self)), "is_equivalent": self.is_equivalent()}
 
 
 def equivalent(proposed: ArrayLike, baseline: ArrayLike, *, margin: float) -> Equivalence:
@@ -242,5 +251,14 @@ def _patients(n: int) -> str:
     return f"{n} patient{'' if n == 1 else 's'}"
 
 
-def _json_safe(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields.items()}
+def json_safe(value: Any) -> Any:
+    """The same data, however nested, with None for what JSON cannot hold: NaN and the infinities.
+
+    >>> json_safe({"p": [0.5, float("nan")]})
+    {'p': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finegrain.errors import ConfigError
+
 Family = Literal["convolution", "attention", "hybrid"]
 
 WINDOW = 8
@@ -198,8 +200,11 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def _token_mlp(channels: int, *, budget: int) -> nn.Module:
-    """A two-layer MLP on each token, with as many hidden units as the parameter budget pays for."""
+    """A two-layer MLP on each token, with as many hidden units as the parameter budget pays for.
+
+    Raises: ConfigError if it pays for none.
+    """
     hidden = round((budget - channels) / (2 * channels + 1))
     if hidden < 1:
-        raise ValueError(f"no parameters are left for the token MLP at {channels} channels; use more channels")
+        raise ConfigError(f"no parameters are left for the token MLP at {channels} channels; use more channels")
     return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.GELU(approximate="tanh"), nn.Conv2d(hidden, channels, 1))

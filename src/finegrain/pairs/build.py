@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.config import PairsConfig, PhantomSource, ScanSource, Source, Split
-from finegrain.errors import DataError, GeometryError
+from finegrain.errors import DataError
 from finegrain.pairs.manifest import Pair, read_manifest, split_patients, store_images, write_manifest
 from finegrain.scan.dicom import read_series
 from finegrain.scan.nrrd import read_nrrd
 from finegrain.scan.volume import CTVolume
-from finegrain.simulate.acquire import Scanner, matching_exposure
+from finegrain.simulate.acquire import Scanner, matching_exposure, scanner_of, soft_tissue_noise
 from finegrain.simulate.dose import Exposure
 from finegrain.simulate.fbp import find_kernel, resample_and_rekernel
 from finegrain.simulate.phantom import VirtualPatient
@@ -116,14 +116,16 @@ def _patients(source: Source) -> list[str]:
 def _sides(config: PairsConfig) -> dict[str, Split]:
     """Which side each patient stands on; regions of the phantoms are split each for itself, so that all sides see all."""
     sides: dict[str, Split] = {}
+    for source in config.sources:
+        for patient in _patients(source):
+            if source.split and sides.setdefault(patient, source.split) != source.split:
+                raise DataError(f"patient {patient} is put into the splits {sides[patient]} and {source.split}; choose one")
     drawn: dict[str, list[str]] = {}
-    seen: set[str] = set()
+    seen = set(sides)
     for source in config.sources:
         stratum: str = source.region if isinstance(source, PhantomSource) else "scan"
         for patient in _patients(source):
-            if source.split is not None:
-                sides[patient] = source.split
-            elif patient not in seen:  # the same virtual person may be seen in two regions, and stands on one side with both
+            if patient not in seen:  # the same virtual person may be seen in two regions, and stands on one side with both
                 drawn.setdefault(stratum, []).append(patient)
             seen.add(patient)
     for k, stratum in enumerate(sorted(drawn)):
@@ -187,19 +189,18 @@ def _scan_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Path)
     own = find_kernel(source.own_kernel) if source.own_kernel else None
     for number in task.slices:
         for repeat in range(source.repeats):
-            draw = _Draw.make(config, generator)
+            draw = _Draw.make(config, generator, kernels=source.kernels)
             kernel = find_kernel(draw.kernel)
             hu = np.where(volume.padding[number], np.float32(-1000), np.maximum(volume.hu[number], -1024))
-            pixel_mm = float(generator.uniform(*config.pixel_mm)) or volume.pixel_mm[0]
+            pixel_mm = float(generator.uniform(*config.pixel_mm)) or float(volume.pixel_mm[0])
             hu, pixel_mm = resample_and_rekernel(
                 hu, pixel_mm=volume.pixel_mm[0], new_pixel_mm=pixel_mm, own=own, target=kernel if own else None
             )
             one = CTVolume.from_array(hu[None], pixel_mm=pixel_mm, slice_mm=volume.slice_mm)
-            try:
-                exposure = matching_exposure(one, kernel=kernel)
-            except GeometryError:
-                continue  # a slice without soft tissue, such as one above the shoulders: its dose cannot be known
-            scanner = Scanner(size=len(hu), pixel_mm=pixel_mm, kernel=kernel, exposure=exposure)
+            if not soft_tissue_noise(hu, hu, pixel_mm=pixel_mm) > 0:
+                continue  # NaN: a slice with too little soft tissue to tell its noise, so its dose cannot be known
+            exposure = matching_exposure(one, kernel=kernel)
+            scanner = scanner_of(one, kernel=kernel, exposure=exposure)
             low_dose = hu + scanner.missing_noise_hu(hu, dose_fraction=draw.dose_fraction, generator=generator)
             yield _store(folder, task, number, repeat, draw, exposure, pixel_mm, [low_dose, hu], "scan")
 
@@ -210,8 +211,9 @@ class _Draw:
     dose_fraction: float
 
     @classmethod
-    def make(cls, config: PairsConfig, generator: np.random.Generator) -> _Draw:
-        kernel = config.kernels[generator.integers(len(config.kernels))]
+    def make(cls, config: PairsConfig, generator: np.random.Generator, *, kernels: tuple[str, ...] = ()) -> _Draw:
+        kernels = kernels or config.kernels
+        kernel = kernels[generator.integers(len(kernels))]
         return cls(kernel, config.dose_fractions[generator.integers(len(config.dose_fractions))])
 
 
@@ -232,6 +234,7 @@ def _store(
         key=key,
         patient=task.patient,
         split=task.split,
+        source=task.index,
         region=region,
         slice_index=number,
         pixel_mm=round(pixel_mm, 6),

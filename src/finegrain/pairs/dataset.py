@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,10 @@ LEAST_BODY = 0.25
 
 
 class PatchSampler:
-    """An endless stream of training batches; patients take turns, so that long scans do not drown short ones.
+    """An endless stream of training batches.
+
+    Each patch draws a source, then one of its patients, then a slice: long scans do not drown short ones, and many virtual
+    patients do not drown the few real ones.
 
     Args:
         pairs: the training pairs.
@@ -36,13 +38,13 @@ class PatchSampler:
         if not pairs:
             raise DataError("no training pairs: the manifest has none in its split 'train'")
         self.folder, self.patch, self.batch, self.hu_range, self.seed = folder, patch, batch, hu_range, seed
-        self._by_patient: dict[str, list[NDArray[np.int16]]] = {}
+        by_source: dict[int, dict[str, list[NDArray[np.int16]]]] = {}
         for pair in pairs:
             images = pair.images(folder)
             if min(images.shape[1:]) < patch:
                 raise DataError(f"pair {pair.key} has {images.shape[1:]} pixels, smaller than a patch of {patch}")
-            self._by_patient.setdefault(pair.patient, []).append(images)
-        self._patients = sorted(self._by_patient)
+            by_source.setdefault(pair.source, {}).setdefault(pair.patient, []).append(images)
+        self._sources = [list(patients.values()) for patients in by_source.values()]
 
     def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: input and target in unit range, shape (b, 1, patch, patch). Any step can be asked for."""
@@ -51,15 +53,10 @@ class PatchSampler:
         unit = self.hu_range.to_unit(patches.astype(np.float32))
         return torch.from_numpy(unit[:, 0:1].copy()), torch.from_numpy(unit[:, 1:2].copy())
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        step = 0
-        while True:
-            yield self.batch_at(step)
-            step += 1
-
     def _patch(self, generator: np.random.Generator) -> NDArray[np.int16]:
-        stack = self._by_patient[self._patients[generator.integers(len(self._patients))]]
-        images = stack[generator.integers(len(stack))]
+        patients = self._sources[generator.integers(len(self._sources))]
+        slices = patients[generator.integers(len(patients))]
+        images = slices[generator.integers(len(slices))]
         _, rows, columns = images.shape
         for _attempt in range(16):
             y = generator.integers(rows - self.patch + 1)

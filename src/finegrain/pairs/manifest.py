@@ -26,6 +26,7 @@ class Pair:
         key: unique name; the file is `<key>.npy`, int16 HU, shape (image, y, x), images low dose, normal dose[, truth].
         patient: the unit of every split and every statistic.
         split: train, validation or test.
+        source: which source of the configuration it comes from.
         region: what the source says it shows.
         slice_index: which slice of the source.
         pixel_mm: pixel size.
@@ -37,6 +38,7 @@ class Pair:
     key: str
     patient: str
     split: Split
+    source: int
     region: str
     slice_index: int
     pixel_mm: float

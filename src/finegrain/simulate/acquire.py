@@ -7,6 +7,7 @@ reconstructed again (which would blur it).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -41,12 +42,15 @@ class Scanner:
         pixel_mm: their pixel size.
         kernel: reconstruction kernel.
         exposure: the full-dose exposure.
+        margin: pixels of air laid around an image before it is projected. A body that reaches into the corners of the image
+            lies outside the inscribed circle, which is all that is projected; `needed_margin` says how much air mends that.
     """
 
-    def __init__(self, *, size: int, pixel_mm: float, kernel: ReconKernel, exposure: Exposure) -> None:
-        self.beam = ParallelBeam.covering(size=size, pixel_mm=pixel_mm)
-        self.projector = Projector(self.beam, size=size, pixel_mm=pixel_mm)
-        self.kernel, self.exposure = kernel, exposure
+    def __init__(self, *, size: int, pixel_mm: float, kernel: ReconKernel, exposure: Exposure, margin: int = 0) -> None:
+        whole = size + 2 * margin
+        self.beam = ParallelBeam.covering(size=whole, pixel_mm=pixel_mm)
+        self.projector = Projector(self.beam, size=whole, pixel_mm=pixel_mm)
+        self.kernel, self.exposure, self.margin = kernel, exposure, margin
 
     def scan_phantom(self, hu: NDArray[np.floating], *, dose_fraction: float, generator: np.random.Generator) -> ScannedPhantom:
         """Scan a noise-free slice twice, at full and at low dose, with independent noise. Shape: (y, x)."""
@@ -55,21 +59,40 @@ class Scanner:
             noisy_sinogram(sinogram, self.beam, self.exposure, dose_fraction=dose, generator=generator)
             for dose in (1.0, dose_fraction)
         ]
-        truth, normal_dose, low_dose = reconstruct_hu(np.stack([sinogram, *both]), self.projector, kernel=self.kernel)
-        return ScannedPhantom(truth, normal_dose, low_dose)
+        images = reconstruct_hu(np.stack([sinogram, *both]), self.projector, kernel=self.kernel)
+        return ScannedPhantom(*(self._without_margin(image) for image in images))
 
     def missing_noise_hu(
         self, hu: NDArray[np.floating], *, dose_fraction: float, generator: np.random.Generator
     ) -> NDArray[np.float32]:
         """The noise in HU that a real full-dose slice lacks to be one at `dose_fraction`. Shape: (y, x) in and out."""
         noise = missing_noise(self.line_integrals(hu), self.beam, self.exposure, dose_fraction=dose_fraction, generator=generator)
-        return filtered_backprojection(noise, self.projector, kernel=self.kernel) * np.float32(1000 / MU_WATER_PER_MM)
+        image = filtered_backprojection(noise, self.projector, kernel=self.kernel) * np.float32(1000 / MU_WATER_PER_MM)
+        return self._without_margin(image)
 
     def line_integrals(self, hu: NDArray[np.floating]) -> NDArray[np.float32]:
         """Line integrals of attenuation, dimensionless. Shape: (y, x) → (view, detector)."""
         if not np.isfinite(hu).all():
             raise GeometryError(f"{np.count_nonzero(~np.isfinite(hu))} pixels are NaN or infinite; a scan needs finite HU")
-        return self.projector.forward(hu_to_mu(hu))
+        return self.projector.forward(hu_to_mu(np.pad(hu, self.margin, constant_values=AIR_HU)))
+
+    def _without_margin(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        inside = slice(self.margin, image.shape[-1] - self.margin)
+        return image[..., inside, inside]
+
+
+def needed_margin(images_hu: NDArray[np.floating]) -> int:
+    """Pixels of air that bring every body pixel of square images into the inscribed circle; 0 if it holds them already.
+
+    A handful of bright pixels outside (the edge of a couch, a reconstruction artefact) does not count as body.
+
+    Shape: (..., y, x).
+    """
+    size = images_hu.shape[-1]
+    axis = np.arange(size) - size // 2
+    outside = np.hypot(axis[:, None], axis[None, :]) > (size - 1) / 2
+    share = np.mean(np.asarray(images_hu)[..., outside] > -300)
+    return math.ceil(size * (math.sqrt(2) - 1) / 2) + 1 if share > 0.002 else 0
 
 
 def simulate_low_dose(volume: CTVolume, *, dose_fraction: float, kernel: ReconKernel, exposure: Exposure, seed: int) -> CTVolume:
@@ -103,7 +126,8 @@ def scanner_of(volume: CTVolume, *, kernel: ReconKernel, exposure: Exposure) -> 
         raise GeometryError(
             f"simulation needs square images of square pixels, got {rows} × {columns} pixels of {pixel_y} × {pixel_x} mm"
         )
-    return Scanner(size=rows, pixel_mm=pixel_y, kernel=kernel, exposure=exposure)
+    bodies = np.where(volume.padding, np.float32(AIR_HU), volume.hu)
+    return Scanner(size=rows, pixel_mm=pixel_y, kernel=kernel, exposure=exposure, margin=needed_margin(bodies))
 
 
 def matching_exposure(volume: CTVolume, *, kernel: ReconKernel, exposure: Exposure | None = None) -> Exposure:
@@ -112,19 +136,19 @@ def matching_exposure(volume: CTVolume, *, kernel: ReconKernel, exposure: Exposu
     Neither mAs nor kernel in a header fix the photon count (automatic exposure control, filtration, iterative
     reconstruction); the noise in the image does. The median over up to five slices is taken.
 
-    Raises: GeometryError if no slice has soft tissue enough to measure in.
+    Raises: GeometryError if no slice has soft tissue enough, or noise at all, to measure.
     """
     start = exposure or Exposure()
     scanner = scanner_of(volume, kernel=kernel, exposure=start)
     photons = []
     for index in np.unique(np.linspace(0, len(volume) - 1, 7).round().astype(int)[1:-1] if len(volume) > 1 else [0]):
         hu = _without_padding(volume, int(index))
-        # At half dose the missing noise has just the variance of the full-dose scan.
+        # At half dose the missing quantum noise has just the variance of the full-dose scan's.
         noise = scanner.missing_noise_hu(hu, dose_fraction=0.5, generator=np.random.default_rng(0))
         measured, simulated = (soft_tissue_noise(image, hu, pixel_mm=volume.pixel_mm[0]) for image in (hu, noise))
-        photons.append(start.photons * (simulated / measured) ** 2)
+        photons.append(start.photons * (simulated / measured) ** 2 if measured > 0 else math.nan)
     if np.isnan(photons).all():
-        raise GeometryError("no slice holds soft tissue enough to measure its noise in; give the photons per ray")
+        raise GeometryError("no slice holds soft tissue with noise to measure; give the photons per ray")
     return replace(start, photons=float(np.nanmedian(photons)))
 
 

@@ -147,14 +147,17 @@ def resample_and_rekernel(
     target: ReconKernel | None = None,
     largest_gain: float = 1.5,
 ) -> tuple[NDArray[np.float32], float]:
-    """A square slice on another pixel grid, as another kernel would have shown it: noise and anatomy together.
+    """A square slice on another pixel grid, as a softer kernel would have shown it: noise and anatomy together.
 
-    Reconstruction is linear, so one kernel becomes another by the factor W_target / W_own on the spectrum of the image. The gain
-    is limited, for what a soft kernel has taken away cannot be brought back. The size is rounded to even pixels, so the pixel
-    size that comes out differs a little from the one asked for.
+    Reconstruction is linear, so one kernel becomes another by the factor W_target / W_own on the spectrum of the image. A sharper
+    kernel cannot be had: what a soft one has taken away is gone, so the gain is limited, and above the old Nyquist there is
+    nothing. The size is rounded to even pixels, so the pixel size that comes out differs a little from the one asked for.
 
     Shape: (y, x) → (y', x'), and the new pixel size in mm.
+    Raises: GeometryError for a slice that is not square.
     """
+    if hu.shape[-2] != hu.shape[-1]:
+        raise GeometryError(f"resampling needs square slices, got {hu.shape[-2]} × {hu.shape[-1]} pixels")
     size = hu.shape[-1]
     new_size = 2 * round(size * pixel_mm / new_pixel_mm / 2)
     frequency = scipy.fft.fftfreq(size, pixel_mm)

@@ -1,7 +1,7 @@
 """Forward projection, its exact adjoint, and backprojection, by the projection-slice theorem.
 
 The Fourier transform of a projection is a line through the Fourier transform of the image. A non-uniform FFT (FINUFFT;
-Barnett, Magland and af Klinteberg 2019, doi 10.1137/18M120885X) evaluates that line to six digits, so that the detector may be
+Barnett, Magland and af Klinteberg 2019, doi 10.1137/18M120885X) evaluates that line to five digits, so that the detector may be
 sampled as finely as one likes whatever the pixel size, and nothing is interpolated linearly on the way. A slice costs a tenth
 of a ray-driven projector (`benchmarks/projection.py`).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from finegrain.config import LossConfig, TrainConfig
+from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.errors import DataError
+from finegrain.files import write_whole
 from finegrain.hu import HURange
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
 from finegrain.pairs.dataset import PatchSampler
@@ -24,6 +26,9 @@ from finegrain.train.loss import DualDomainLoss
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of finished steps and the latest figures."""
+
+
+CHECKPOINT, HISTORY = "checkpoint.pt", "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ def fit(
     """Train a network on the `train` pairs; keep the averaged weights with the lowest validation error.
 
     `run_folder` gets `history.jsonl` and a checkpoint at each validation, from which a run that was stopped goes on.
+
+    Raises: DataError if the folder's checkpoint is of another network, other settings or other pairs.
     """
+    check_run_folder(run_folder, pairs, network=network.config, train=train, loss=loss)
     torch.set_num_threads(train.threads)
     run_folder.mkdir(parents=True, exist_ok=True)
     hu_range = network.hu_range
@@ -68,7 +76,9 @@ def fit(
     average = deepcopy(network).requires_grad_(False)
     best = deepcopy(average)
     state: dict[str, Any] = {"step": 0, "best_step": 0, "best_error": math.inf, "seconds": 0.0, "history": []}
-    checkpoint = _Checkpoint(run_folder / "checkpoint.pt", network, average, best, optimiser, criterion.generator, state)
+    fingerprint = run_fingerprint(pairs, network=network.config, train=train, loss=loss)
+    path = run_folder / CHECKPOINT
+    checkpoint = _Checkpoint(path, fingerprint, network, average, best, optimiser, criterion.generator, state)
     checkpoint.load()
 
     started = time.perf_counter() - state["seconds"]
@@ -103,12 +113,34 @@ def fit(
                 best.load_state_dict(average.state_dict())
             state["step"] = done
             state["history"].append(row)
-            (run_folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in state["history"]))
+            write_whole(run_folder / HISTORY, "".join(json.dumps(r) + "\n" for r in state["history"]))
             checkpoint.save()
             network.train()
         if progress:
             progress(done, state["history"][-1] if state["history"] else {})
     return FitResult(best.eval(), state["history"], state["best_step"], state["seconds"])
+
+
+def run_fingerprint(pairs: list[Pair], *, network: NetworkConfig, train: TrainConfig, loss: LossConfig) -> str:
+    """Hex digits that change with all that decides a run's weights: network, settings, training and validation pairs."""
+    used = [(pair.split, pair.patient, pair.sha256) for pair in pairs if pair.split in ("train", "validation")]
+    parts = [network.hash(), train.hash(), loss.hash(), used]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def check_run_folder(run_folder: Path, pairs: list[Pair], *, network: NetworkConfig, train: TrainConfig, loss: LossConfig) -> None:
+    """Whether a run may go on in this folder.
+
+    Raises: DataError if the folder's checkpoint is of another network, other settings or other pairs.
+    """
+    path = run_folder / CHECKPOINT
+    if not path.is_file():
+        return
+    held = torch.load(path, weights_only=True).get("fingerprint")
+    if held != run_fingerprint(pairs, network=network, train=train, loss=loss):
+        raise DataError(
+            f"{run_folder} holds the training of another configuration; give another folder with --out or remove {run_folder}"
+        )
 
 
 def schedule(step: int, train: TrainConfig) -> float:
@@ -121,7 +153,7 @@ def schedule(step: int, train: TrainConfig) -> float:
 
 @torch.no_grad()
 def validate(network: DenoisingNetwork, validation: list[tuple[torch.Tensor, torch.Tensor]], hu_range: HURange) -> dict[str, float]:
-    """RMSE in HU against the normal dose, over the middle of each validation slice, clipped to [−1024, 1000] HU."""
+    """RMSE in HU against the normal dose, over the middle of each validation slice; what exceeds 1000 HU counts as 1000 HU."""
     network.eval()
     squared = []
     for inputs, targets in validation:
@@ -148,14 +180,15 @@ def _validation_set(pairs: list[Pair], folder: Path, hu_range: HURange, side: in
 class _Checkpoint:
     """Everything a run needs to go on, written whole or not at all."""
 
-    def __init__(self, path: Path, *parts: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, fingerprint: str, *parts: Any) -> None:
+        self.path, self.fingerprint = path, fingerprint
         self.network, self.average, self.best, self.optimiser, self.generator, self.state = parts
 
     def save(self) -> None:
         temporary = self.path.with_suffix(".tmp")
         held = {name: getattr(self, name).state_dict() for name in ("network", "average", "best", "optimiser")}
-        torch.save({**held, "generator": self.generator.get_state(), "state": self.state}, temporary)
+        told = {"fingerprint": self.fingerprint, "generator": self.generator.get_state(), "state": self.state}
+        torch.save({**held, **told}, temporary)
         temporary.replace(self.path)
 
     def load(self) -> None:

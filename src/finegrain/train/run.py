@@ -13,7 +13,7 @@ from finegrain.networks.checkpoint import save_model
 from finegrain.networks.skeleton import STRIDE, build_network
 from finegrain.pairs.build import build_pairs
 from finegrain.provenance import write_provenance
-from finegrain.train.loop import fit
+from finegrain.train.loop import check_run_folder, fit
 
 
 def run_training(
@@ -25,13 +25,17 @@ def run_training(
     pairs_progress: Callable[[int, int], None],
     train_progress: Callable[[int, int, str], None],
 ) -> Path:
-    """Do a training run in `out`; gives the model folder `out/<name>`. A run that was stopped goes on."""
+    """Do a training run in `out`; gives the model folder `out/<name>`. A run that was stopped goes on.
+
+    Raises: FinegrainError, and leaves the folder as it is, if it holds a run of another configuration.
+    """
     config = load_config(config_file, TrainingRun)
-    out.mkdir(parents=True, exist_ok=True)
-    write_provenance(out, config)
+    network = build_network(config.network, seed=config.train.seed)  # first: what cannot be built fails before the simulation
     pairs = build_pairs(config.pairs, out / "pairs", data_root=data_root, workers=workers, progress=pairs_progress)
+    check_run_folder(out, pairs, network=config.network, train=config.train, loss=config.loss)
+    write_provenance(out, config)
     result = fit(
-        build_network(config.network, seed=config.train.seed),
+        network,
         pairs,
         out / "pairs",
         train=config.train,
