@@ -23,7 +23,7 @@ ARROWS = {
     "report": {"evaluate", "figures"},
     "sample": set(),
     "demo": {"scan", "simulate", "networks", "denoise", "evaluate", "report", "sample"},
-    "study": {"scan", "pairs", "networks", "train", "denoise", "evaluate", "figures", "report"},
+    "study": {"scan", "simulate", "pairs", "networks", "train", "denoise", "evaluate", "figures", "report"},
 }
 TORCH_STAGES = {"networks", "train", "pairs", "denoise", "study"}
 

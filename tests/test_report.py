@@ -197,6 +197,26 @@ def test_few_patients_get_no_star(study_path: Path) -> None:
     assert "With 4 patients a two-sided Wilcoxon test cannot fall below p = 0.125" in Page(study_path).text
 
 
+def test_six_patients_against_three_baselines_get_no_star(tmp_path: Path) -> None:
+    report, path = study_report(), tmp_path / "report.html"
+    note = "With 6 patients a two-sided Wilcoxon test cannot fall below p = 0.031, 0.094 after Holm over 3 baselines"
+    for n, n_baselines, noted in ((6, 3, True), (7, 3, False), (6, 1, False)):
+        rows = [{**report.comparisons[0], "n": n, "baseline": f"network {k}"} for k in range(n_baselines)]
+        render_study(replace(report, comparisons=rows), path)
+        assert (note in Page(path).text) == noted
+        assert ("cannot fall below" in Page(path).text) == noted
+
+
+def test_blends_and_equaliser_are_two_curves() -> None:
+    free = {f"{kind} {share}": (26 + share, 0.1, 4) for kind in ("blend", "equaliser") for share in (0.5, 1)}
+    table = [replace(row, values={**row.values, **free}) for row in study_report().table]
+    axes = front_figure(table, proposed=ARMS[2], arms=ARMS[1:]).axes[0]
+    curves = {str(line.get_label()): line for line in axes.lines if "no training" in str(line.get_label())}
+    assert list(curves) == ["blend, no training", "equaliser, no training"]
+    assert all(len(line.get_xdata()) == 2 for line in curves.values())
+    assert len({line.get_linestyle() for line in curves.values()}) == 2
+
+
 def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     plain, hostile = tmp_path / "plain.html", tmp_path / "hostile.html"
     render_demo(demo_report(), plain)

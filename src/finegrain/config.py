@@ -101,6 +101,25 @@ class PairsConfig(Config):
         return self
 
 
+def _check_band(band: tuple[float, float], dct_block: int) -> None:
+    """Raises: ValueError if no coefficient lies in the band."""
+    try:
+        Band(*band).mask(dct_block)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None  # so that it is reported with the field's place
+
+
+def _check_block_fits(loss: LossConfig, train: TrainConfig) -> None:
+    """Raises: ValueError if a patch may hold no whole block, wherever its grid starts."""
+    if loss.weight > 0 and train.patch < 2 * loss.dct_block - 1:
+        raise ValueError(f"a patch of {train.patch} pixels may hold no whole block of {loss.dct_block}; use larger patches")
+
+    def named_kernels(self) -> set[str]:
+        """Every reconstruction kernel that is named here."""
+        scans = [source for source in self.sources if isinstance(source, ScanSource)]
+        return {*self.kernels, *(kernel for scan in scans for kernel in (*scan.kernels, scan.own_kernel) if kernel)}
+
+
 class NetworkConfig(Config):
     """A network: one skeleton, three block families."""
 
@@ -222,20 +241,6 @@ class StudyConfig(Config):
         return self
 
 
-def _check_band(band: tuple[float, float], dct_block: int) -> None:
-    """Raises: ValueError if no coefficient lies in the band."""
-    try:
-        Band(*band).mask(dct_block)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None  # so that it is reported with the field's place
-
-
-def _check_block_fits(loss: LossConfig, train: TrainConfig) -> None:
-    """Raises: ValueError if a patch may hold no whole block, wherever its grid starts."""
-    if loss.weight > 0 and train.patch < 2 * loss.dct_block - 1:
-        raise ValueError(f"a patch of {train.patch} pixels may hold no whole block of {loss.dct_block}; use larger patches")
-
-
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
@@ -268,7 +273,7 @@ def _first_error(error: ValidationError, kind: type[BaseModel]) -> str:
         known = _field_names(kind)
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
         return f"unknown key {place!r}; the nearest known key is {nearest[0]!r}"
-    return f"{place}: {first['msg']}"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _field_names(kind: type[BaseModel]) -> list[str]:

@@ -32,6 +32,7 @@ from finegrain.evaluate.spectra import (
     radial_nps,
     uniform_patches,
 )
+from finegrain.files import json_safe, write_whole
 from finegrain.frequency import Band
 from finegrain.networks.card import ONNX, ModelCard
 from finegrain.provenance import versions
@@ -177,7 +178,7 @@ def run_demo(
             report,
         )
     for path in (out / RESULTS, *([json_file] if json_file else [])):
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(json_safe(results), indent=1) + "\n")
     return DemoOutcome("Against the normal dose", report, out / DENOISED, _table(measures, results["noise_sd_hu"]), next_commands)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -456,11 +457,20 @@ def front_figure(table: Sequence[StudyRow], *, proposed: str, arms: Sequence[str
 
 
 def _free_competitors(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    for family in dict.fromkeys(name.split()[0] for name in points):
+    families = dict.fromkeys(name.split()[0] for name in points)
+    for family, (line, marker) in zip(families, itertools.cycle((("-", "o"), ((0, (4, 2)), "s"), (":", "D"))), strict=False):
         members = [name for name in points if name.split()[0] == family]
         x, y = zip(*(points[name] for name in members), strict=True)
         axes.plot(
-            x, y, color=MUTED, marker="o", markersize=3.5, markerfacecolor="none", linewidth=1, label=f"{family}, no training"
+            x,
+            y,
+            color=MUTED,
+            linestyle=line,
+            marker=marker,
+            markersize=3.5,
+            markerfacecolor="none",
+            linewidth=1,
+            label=f"{family}, no training",
         )
         for name in members:
             axes.annotate(

@@ -1,9 +1,11 @@
-"""Output files: names that every system takes, and texts that are there whole or not at all."""
+"""Output files: names that every system takes, values that JSON takes, texts that are there whole or not at all."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 
 def slug(name: str) -> str:
@@ -13,6 +15,19 @@ def slug(name: str) -> str:
     'hybrid-dual-domain-loss'
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def json_safe(value: Any) -> Any:
+    """The same data, however nested, with None for what JSON cannot hold: NaN and the infinities.
+
+    >>> json_safe({"p": [0.5, float("nan")]})
+    {'p': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -7,9 +7,8 @@ that a page cannot praise what its table does not show.
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,6 +44,7 @@ from finegrain.figures import (
     resized,
     svg_text,
 )
+from finegrain.files import write_whole
 
 __all__ = ["CropView", "DemoReport", "SliceView", "StudyReport", "StudyRow", "render_demo", "render_study"]
 
@@ -53,8 +53,6 @@ MAX_SLICES = 3
 
 CROP_FACTOR = 4
 OVERVIEW_WINDOW = DisplayWindow("overview", 0, 1400)
-SMALLEST_WILCOXON_N = 6
-"""With five pairs the smallest two-sided Wilcoxon p is 2/2⁵ = 0.0625."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class StudyReport:
 
     Attributes:
         title: of the page.
-        scale_note: how small the study was, in one or two sentences.
+        scale_note: how large the study was, and whether that is small, in a few sentences.
         arms: one mapping per network: name, family, loss (in words), parameters, macs_per_512, seconds_per_slice, best_step,
             train_seconds.
         proposed: name of the arm that is compared with every other.
@@ -530,8 +528,7 @@ def render_study(report: StudyReport, path: Path) -> None:
         rows=[_study_row(row, methods, networks) for row in report.table if not is_detail(row.key)],
         detail_rows=[_study_row(row, methods, networks) for row in report.table if is_detail(row.key)],
         comparisons=_comparison_groups(report),
-        n_patients=max((int(row["n"]) for row in report.comparisons), default=0),
-        smallest_n=SMALLEST_WILCOXON_N,
+        out_of_reach=_out_of_reach(report),
         crops=[_study_crops(crop) for crop in report.crops],
     )
 
@@ -701,6 +698,22 @@ def _comparison_groups(report: StudyReport) -> list[dict[str, Any]]:
     return [{"label": labels.get(metric, metric), "rows": rows} for metric, rows in groups.items()]
 
 
+def _out_of_reach(report: StudyReport) -> str:
+    """One sentence if no comparison can be significant, were all patients to agree; else nothing."""
+    from finegrain.evaluate.stats import ALPHA, smallest_wilcoxon_p  # slow to load, and no page of one scan needs it
+
+    n_patients = max((int(row["n"]) for row in report.comparisons), default=0)
+    n_baselines = max(Counter(row["metric"] for row in report.comparisons).values(), default=0)
+    smallest = smallest_wilcoxon_p(n_patients)
+    if not n_patients or smallest * n_baselines < ALPHA:
+        return ""
+    text = f"With {n_patients} patient{'' if n_patients == 1 else 's'} a two-sided Wilcoxon test cannot fall below "
+    text += f"p = {p_value(smallest)}"
+    if n_baselines > 1:
+        text += f", {p_value(min(1.0, smallest * n_baselines))} after Holm over {n_baselines} baselines"
+    return text + ", whatever the data. No star is printed."
+
+
 def _study_crops(crop: CropView) -> dict[str, Any]:
     window, errors = crop.display_window(), crop.errors()
     error_window = difference_window(next(iter(errors.values()), np.zeros(1)))
@@ -744,13 +757,4 @@ def _environment() -> Environment:
 
 def _write_page(path: Path, template: str, **values: Any) -> None:
     html = _environment().get_template(template).render(**values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, html)

@@ -10,7 +10,15 @@ from finegrain.config import NetworkConfig
 from finegrain.denoise import Denoiser, load_denoiser, onnx_engine, torch_engine
 from finegrain.errors import ModelError
 from finegrain.hu import HURange
-from finegrain.networks.blocks import MARGIN, WINDOW, key_windows, parameter_count, query_windows
+from finegrain.networks.blocks import (
+    MARGIN,
+    NOISE_CHANNELS,
+    WINDOW,
+    WindowAttention,
+    key_windows,
+    parameter_count,
+    query_windows,
+)
 from finegrain.networks.card import ModelCard
 from finegrain.networks.checkpoint import load_network, save_model
 from finegrain.networks.skeleton import STRIDE, build_network, count_macs
@@ -94,12 +102,33 @@ def test_key_windows_are_the_queries_with_a_margin():
     assert torch.equal(query_windows(image), inner)
 
 
-def test_attention_does_not_look_at_what_lies_outside_the_image():
-    network = _awake("attention")
-    hu = _image(64, 64)
-    denoiser = Denoiser(torch_engine(network), hu_range=HURange(), stride=STRIDE)
-    assert np.isfinite(denoiser.denoise_slice(hu)).all()
-    assert np.abs(denoiser.denoise_slice(hu) - hu).max() < 500
+def test_attention_is_the_softmax_over_the_keys_that_lie_inside_the_image():
+    rows, columns, channels, heads = 2 * WINDOW, 3 * WINDOW, 6, 2
+    torch.manual_seed(0)
+    attention = WindowAttention(channels, heads)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    features, noise = torch.randn(1, channels, rows, columns), torch.randn(1, NOISE_CHANNELS, rows, columns)
+    query, key, value = attention.query_key_value(features)[0].unflatten(0, (3, heads, channels // heads))
+    heat = torch.exp(attention.temperature(noise))[0] / (channels // heads) ** 0.5
+    bias = attention.position_bias.reshape(heads, *(2 * (2 * (WINDOW + MARGIN) - 1,)))
+    mixed = torch.zeros(heads, channels // heads, rows, columns)
+    for y in range(rows):
+        for x in range(columns):
+            top, left = y // WINDOW * WINDOW - MARGIN, x // WINDOW * WINDOW - MARGIN
+            inside = [
+                (row, column)
+                for row in range(max(top, 0), min(top + WINDOW + 2 * MARGIN, rows))
+                for column in range(max(left, 0), min(left + WINDOW + 2 * MARGIN, columns))
+            ]
+            r, c = torch.tensor(inside).T
+            for head in range(heads):
+                logits = heat[head, y, x] * (query[head, :, y, x] @ key[head][:, r, c])
+                reach = WINDOW + MARGIN - 1
+                weights = torch.softmax(logits + bias[head, r - y + reach, c - x + reach], dim=0)
+                mixed[head, :, y, x] = value[head][:, r, c] @ weights
+    expected = attention.project(mixed.reshape(1, channels, rows, columns))
+    torch.testing.assert_close(attention(features, noise), expected, atol=1e-4, rtol=1e-4)
 
 
 def _card(network):

@@ -1,6 +1,7 @@
 """Training learns, resumes to the bit, and stops at a NaN with the batch kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,39 @@ def test_a_finished_run_is_not_trained_again(pairs, tmp_path):
     assert again.history == first.history
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 3
     assert json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": {"weight": 0.1}},
+        {"steps": 24},
+        {"network": NETWORK.model_copy(update={"blocks": (1, 1, 2)})},
+        {"other_pixels": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_run_of_another_configuration_is_refused_and_left_as_it_is(pairs, tmp_path, change):
+    _fit(pairs, tmp_path, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    if change.get("other_pixels"):
+        pairs = [replace(pairs[0], sha256="0"), *pairs[1:]]
+    with pytest.raises(DataError, match="training of another configuration; give another folder with --out or remove"):
+        fit(
+            build_network(change.get("network", NETWORK), seed=0),
+            pairs,
+            tmp_path,
+            train=TRAIN.model_copy(update={"steps": change.get("steps", TRAIN.steps)}),
+            loss=LossConfig(**change.get("loss", {})),
+            run_folder=tmp_path / "run",
+        )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_other_test_pairs_do_not_hinder_a_run_from_going_on(pairs, tmp_path):
+    first = _fit(pairs, tmp_path, tmp_path / "run")
+    again = _fit([*pairs, replace(pairs[0], key="another", split="test", sha256="0")], tmp_path, tmp_path / "run")
+    assert again.history == first.history
 
 
 def test_a_nan_stops_the_run_and_keeps_its_batch(pairs, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from finegrain.denoise import load_denoiser
+from finegrain.errors import ConfigError, DataError
 from finegrain.networks.card import read_card
 from finegrain.train.run import run_training
 
@@ -22,6 +23,17 @@ CONFIG = {
 }
 
 
+def _train(config_file, out, steps=None):
+    return run_training(
+        config_file,
+        out,
+        data_root=config_file.parent,
+        workers=1,
+        pairs_progress=lambda done, total: None,
+        train_progress=lambda done, total, text: None if steps is None else steps.append(done),
+    )
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -29,14 +41,7 @@ def run(tmp_path_factory):
     steps = []
 
     def train():
-        return run_training(
-            folder / "tiny.yaml",
-            folder / "out",
-            data_root=folder,
-            workers=1,
-            pairs_progress=lambda done, total: None,
-            train_progress=lambda done, total, text: steps.append(done),
-        )
+        return _train(folder / "tiny.yaml", folder / "out", steps)
 
     return train(), train, steps
 
@@ -68,3 +73,25 @@ def test_the_same_command_again_trains_nothing_and_exports_the_same_weights(run)
     assert train() == folder
     assert len(steps) == trained
     assert read_card(folder).sha256["model.safetensors"] == before
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "word"),
+    [("loss", {"weight": 0.3}, "training of another"), ("pairs", {**CONFIG["pairs"], "seed": 5}, "pairs of another")],
+)
+def test_a_changed_configuration_is_refused_and_the_old_one_stays_written(run, tmp_path, part, change, word):
+    folder, _, _ = run
+    out = folder.parent
+    before = {name: (out / name).read_bytes() for name in ("config.yaml", "provenance.json", "history.jsonl", "checkpoint.pt")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**CONFIG, part: change}))
+    with pytest.raises(DataError, match=word):
+        _train(tmp_path / "tiny.yaml", out)
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_a_network_that_cannot_be_built_is_refused_before_the_simulation(tmp_path):
+    network = {"family": "hybrid", "channels": [8, 8, 8], "heads": [2, 2]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**CONFIG, "network": network}))
+    with pytest.raises(ConfigError, match="token MLP"):
+        _train(tmp_path / "tiny.yaml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

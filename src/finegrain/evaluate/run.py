@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from finegrain.errors import DataError
 from finegrain.evaluate import fidelity, texture
-from finegrain.evaluate.stats import json_safe
+from finegrain.files import json_safe
 from finegrain.frequency import Band
 from finegrain.scan.volume import CTVolume
 

@@ -13,6 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from finegrain.errors import DataError
+from finegrain.files import json_safe
 
 ALPHA = 0.05
 """Significance level of the paper."""
@@ -249,16 +250,3 @@ def equivalent(proposed: ArrayLike, baseline: ArrayLike, *, margin: float) -> Eq
 
 def _patients(n: int) -> str:
     return f"{n} patient{'' if n == 1 else 's'}"
-
-
-def json_safe(value: Any) -> Any:
-    """The same data, however nested, with None for what JSON cannot hold: NaN and the infinities.
-
-    >>> json_safe({"p": [0.5, float("nan")]})
-    {'p': [0.5, None]}
-    """
-    if isinstance(value, dict):
-        return {key: json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -58,7 +58,7 @@ def build_pairs(
         raise DataError(f"{folder} holds pairs of another configuration; give another folder or remove it")
     if (folder / "manifest.jsonl").is_file():
         return read_manifest(folder)
-    for kernel in config.kernels:
+    for kernel in config.named_kernels():
         find_kernel(kernel)
     stamp.write_text(json.dumps({"hash": config.hash(), "config": config.model_dump(mode="json")}, indent=1))
     tasks = list(_tasks(config, data_root))
