@@ -100,6 +100,11 @@ class PairsConfig(Config):
             raise ValueError("test_fraction + validation_fraction leave no patient to train on")
         return self
 
+    def named_kernels(self) -> set[str]:
+        """Every reconstruction kernel that is named here."""
+        scans = [source for source in self.sources if isinstance(source, ScanSource)]
+        return {*self.kernels, *(kernel for scan in scans for kernel in (*scan.kernels, scan.own_kernel) if kernel)}
+
 
 def _check_band(band: tuple[float, float], dct_block: int) -> None:
     """Raises: ValueError if no coefficient lies in the band."""
@@ -113,11 +118,6 @@ def _check_block_fits(loss: LossConfig, train: TrainConfig) -> None:
     """Raises: ValueError if a patch may hold no whole block, wherever its grid starts."""
     if loss.weight > 0 and train.patch < 2 * loss.dct_block - 1:
         raise ValueError(f"a patch of {train.patch} pixels may hold no whole block of {loss.dct_block}; use larger patches")
-
-    def named_kernels(self) -> set[str]:
-        """Every reconstruction kernel that is named here."""
-        scans = [source for source in self.sources if isinstance(source, ScanSource)]
-        return {*self.kernels, *(kernel for scan in scans for kernel in (*scan.kernels, scan.own_kernel) if kernel)}
 
 
 class NetworkConfig(Config):

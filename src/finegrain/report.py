@@ -52,6 +52,8 @@ MAX_SLICES = 3
 """A demo page shows at most so many slices: more would make it heavier than a mail can carry."""
 
 CROP_FACTOR = 4
+HARMLESS_SHIFT_HU = 1.0
+"""Shifts of CT numbers below this are below the step in which a scanner stores them."""
 OVERVIEW_WINDOW = DisplayWindow("overview", 0, 1400)
 
 
@@ -660,12 +662,14 @@ def _measure_row(key: str, before: float | None, after: float | None, *, first: 
 
 
 def _trend(better: str, before: float | None, after: float | None, *, decimals: int) -> str:
-    """Whether the second value is "better" than the first, "worse", "same" or, if that cannot be said, ""."""
+    """Whether the second value is "better" than the first, "worse", "same", "harmless", or "" if that cannot be said."""
     if before is None or after is None or not (_known(before) and _known(after)) or not better:
         return ""
     cost = {"higher": lambda v: -v, "lower": lambda v: v, "zero": abs, "one": lambda v: abs(math.log(max(v, 1e-9)))}[better]
     if number(before, decimals) == number(after, decimals):
         return "same"
+    if better == "zero" and max(abs(before), abs(after)) < HARMLESS_SHIFT_HU:
+        return "harmless"
     return "better" if cost(after) < cost(before) else "worse"
 
 

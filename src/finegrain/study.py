@@ -384,8 +384,8 @@ def _scale_note(config: StudyConfig, pairs: list[Pair]) -> str:
     return (
         f"{judgement}{slices['train']:,} training slices of {count['train']} patients, {slices['validation']:,} validation "
         f"slices of {count['validation']}, {slices['test']:,} test slices of {count['test']}; {kind}. Each network was trained "
-        f"once, for {config.train.steps:,} steps of {config.train.batch} patches of {config.train.patch}² pixels; the paper used "
-        "52,000 pairs."
+        f"once, for {config.train.steps:,} steps of {config.train.batch} patches of {config.train.patch}² pixels, so "
+        "the tests below speak of patients, not of the luck of a training. The paper used 52,000 pairs."
     )
 
 
