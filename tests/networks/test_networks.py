@@ -90,15 +90,15 @@ def test_a_slice_in_tiles_equals_the_whole_slice_away_from_borders(family):
 
 
 def test_key_windows_are_the_queries_with_a_margin():
-    image = torch.arange(16 * 24, dtype=torch.float32).reshape(1, 1, 16, 24)
-    padded = torch.nn.functional.pad(image, (MARGIN,) * 4)
+    image = torch.arange(16 * 24 * 3, dtype=torch.float32).reshape(1, 16, 24, 3)
+    padded = torch.nn.functional.pad(image, (0, 0, *(MARGIN,) * 4))
     side = WINDOW + 2 * MARGIN
-    windows = key_windows(padded).reshape(2, 3, side, side)
+    windows = key_windows(padded).reshape(2, 3, side, side, 3)
     for row in range(2):
         for column in range(3):
-            expected = padded[0, 0, row * WINDOW : row * WINDOW + side, column * WINDOW : column * WINDOW + side]
+            expected = padded[0, row * WINDOW : row * WINDOW + side, column * WINDOW : column * WINDOW + side]
             assert torch.equal(windows[row, column], expected)
-    inner = windows[..., MARGIN:-MARGIN, MARGIN:-MARGIN].reshape(6, WINDOW * WINDOW, 1)
+    inner = windows[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN].reshape(6, WINDOW * WINDOW, 3)
     assert torch.equal(query_windows(image), inner)
 
 

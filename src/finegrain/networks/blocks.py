@@ -22,6 +22,8 @@ WINDOW = 8
 """Side of a query window in tokens."""
 MARGIN = 2
 """How far the keys of a window reach beyond it, in tokens: windows overlap, so that no seam lies between them."""
+INSIDE = 30.0
+"""Added to the logit of every key inside the image: one outside then weighs 10⁻¹³ of it, and its value is zero besides."""
 NOISE_CHANNELS = 4
 """Channels of the noise map."""
 
@@ -45,7 +47,9 @@ class NoiseEstimator(nn.Module):
         )
         energy = functional.avg_pool2d(response.square(), stride)
         side = max(3, 32 // stride + 1)
-        energy = functional.avg_pool2d(energy, side, stride=1, padding=side // 2, count_include_pad=False)
+        for shape in ((side, 1), (1, side)):  # a box is separable, and so is the count of its pixels inside the image
+            padding = shape[0] // 2, shape[1] // 2
+            energy = functional.avg_pool2d(energy, shape, stride=1, padding=padding, count_include_pad=False)
         return torch.log(energy + 1e-4)
 
 
@@ -124,28 +128,37 @@ class WindowAttention(nn.Module):
         side = torch.arange(-MARGIN, WINDOW + MARGIN)
         key = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
         offset = key[None] - query[:, None] + reach - 1
+        self.offset: Tensor
         self.register_buffer("offset", offset[..., 0] * (2 * reach - 1) + offset[..., 1], persistent=False)
 
     def forward(self, features: Tensor, noise: Tensor) -> Tensor:
+        # Channels last inside: windows are then cut in whole rows of channels, which is what an engine can copy fast.
         b, c, h, w = features.shape
         d = c // self.heads
-        query, key, value = self.query_key_value(features).chunk(3, dim=1)
-        query = query * (torch.exp(self.temperature(noise)) / math.sqrt(d)).repeat_interleave(d, dim=1)
-        inside = functional.pad(torch.ones_like(features[:1, :1]), (MARGIN,) * 4)
-        outside = key_windows(inside).flatten(2) * 1e4 - 1e4
+        tokens = features.permute(0, 2, 3, 1)
+        weight, offset = self.query_key_value.weight.flatten(1), self.query_key_value.bias
+        assert offset is not None
+        query = functional.linear(tokens, weight[:c], offset[:c]).unflatten(-1, (self.heads, d))
+        temperature = torch.exp(self.temperature(noise)).permute(0, 2, 3, 1).unsqueeze(-1)
+        # One more channel of each head: INSIDE in the query, 1 in the keys, but 0 in those that padding adds outside the image.
+        query = functional.pad(query * (temperature / math.sqrt(d)), (0, 1), value=INSIDE)
+        queries = query_windows(query.flatten(3)).unflatten(-1, (self.heads, d + 1)).transpose(1, 2)
 
-        queries = query_windows(query).reshape(-1, WINDOW * WINDOW, self.heads, d).transpose(1, 2)
-        keys = key_windows(functional.pad(key, (MARGIN,) * 4)).unflatten(2, (self.heads, d))
-        values = key_windows(functional.pad(value, (MARGIN,) * 4)).unflatten(2, (self.heads, d))
+        key_weight = functional.pad(weight[c : 2 * c].unflatten(0, (self.heads, d)), (0, 0, 0, 1)).flatten(0, 1)
+        key_offset = functional.pad(offset[c : 2 * c].unflatten(0, (self.heads, d)), (0, 1), value=1.0).flatten()
+        key_value = functional.linear(tokens, torch.cat([key_weight, weight[2 * c :]]), torch.cat([key_offset, offset[2 * c :]]))
+        windows = key_windows(functional.pad(key_value, (0, 0, *(MARGIN,) * 4)))
+        keys, values = windows.split([self.heads * (d + 1), c], dim=-1)
+        keys = keys.unflatten(-1, (self.heads, d + 1)).transpose(1, 2).transpose(-2, -1)
+        values = values.unflatten(-1, (self.heads, d)).transpose(1, 2)
+
         n_keys = (WINDOW + 2 * MARGIN) ** 2
-        keys = keys.reshape(-1, self.heads, d, n_keys)
-        values = values.reshape(-1, self.heads, d, n_keys)
-        logits = queries @ keys
-        bias = self.position_bias[:, self.offset.reshape(-1)].reshape(self.heads, WINDOW * WINDOW, n_keys)  # type: ignore[operator]
-        logits = logits.unflatten(0, (b, -1)) + bias + outside.reshape(1, -1, 1, 1, n_keys)
-        mixed = torch.softmax(logits, dim=-1).flatten(0, 1) @ values.transpose(-2, -1)
+        bias = self.position_bias[:, self.offset.reshape(-1)].reshape(self.heads, WINDOW * WINDOW, n_keys)
+        mixed = torch.softmax(queries @ keys + bias, dim=-1) @ values
         mixed = mixed.transpose(1, 2).reshape(b, h // WINDOW, w // WINDOW, WINDOW, WINDOW, c)
-        return self.project(mixed.permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w))
+        mixed = mixed.transpose(2, 3).reshape(b, h, w, c)
+        mixed = functional.linear(mixed, self.project.weight.flatten(1), self.project.bias)
+        return mixed.permute(0, 3, 1, 2)
 
 
 class ChannelNorm(nn.Module):
@@ -157,8 +170,10 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        centred = features - features.mean(dim=1, keepdim=True)
-        return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + 1e-6) * self.weight + self.bias
+        channels = features.shape[1]
+        tokens = features.permute(0, 2, 3, 1)
+        normed = functional.layer_norm(tokens, (channels,), self.weight.flatten(), self.bias.flatten(), eps=1e-6)
+        return normed.permute(0, 3, 1, 2)
 
 
 def make_block(family: Family, channels: int, heads: int) -> nn.Module:
@@ -172,26 +187,26 @@ def make_block(family: Family, channels: int, heads: int) -> nn.Module:
 
 
 def query_windows(tokens: Tensor) -> Tensor:
-    """Shape: (b, c, h, w) → (b · windows, WINDOW², c)."""
-    b, c, h, w = tokens.shape
-    tokens = tokens.reshape(b, c, h // WINDOW, WINDOW, w // WINDOW, WINDOW)
-    return tokens.permute(0, 2, 4, 3, 5, 1).reshape(-1, WINDOW * WINDOW, c)
+    """Shape: (b, h, w, c) → (b · windows, WINDOW², c)."""
+    b, h, w, c = tokens.shape
+    tokens = tokens.reshape(b, h // WINDOW, WINDOW, w // WINDOW, WINDOW, c)
+    return tokens.transpose(2, 3).reshape(-1, WINDOW * WINDOW, c)
 
 
 def key_windows(padded: Tensor) -> Tensor:
     """Overlapping windows of an already padded map, cut by slices alone so that it exports to any engine.
 
-    Shape: (b, c, h + 2 MARGIN, w + 2 MARGIN) → (b, windows, c, (WINDOW + 2 MARGIN)²).
+    Shape: (b, h + 2 MARGIN, w + 2 MARGIN, c) → (b · windows, (WINDOW + 2 MARGIN)², c).
     """
     piece = 2 * MARGIN
     n = WINDOW // piece
-    b, c, h, w = padded.shape
-    pieces = padded.reshape(b, c, h // piece, piece, w // piece, piece)
+    b, h, w, c = padded.shape
+    pieces = padded.reshape(b, h // piece, piece, w // piece, piece * c)
     last = h // piece - n, w // piece - n
-    rows = torch.stack([pieces[:, :, i : last[0] + i : n] for i in range(n + 1)], dim=3)
-    both = torch.stack([rows[:, :, :, :, :, i : last[1] + i : n] for i in range(n + 1)], dim=6)
-    # b c window_y part_y piece_y window_x part_x piece_x
-    return both.permute(0, 2, 5, 1, 3, 4, 6, 7).flatten(1, 2).flatten(3).reshape(b, -1, c, (WINDOW + piece) ** 2)
+    rows = torch.cat([pieces[:, i : last[0] + i : n] for i in range(n + 1)], dim=2)
+    both = torch.cat([rows[:, :, :, i : last[1] + i : n] for i in range(n + 1)], dim=4)
+    # b, window_y, y in window, window_x, x in window and channel
+    return both.transpose(2, 3).reshape(-1, (WINDOW + piece) ** 2, c)
 
 
 def parameter_count(module: nn.Module) -> int:
