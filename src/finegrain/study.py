@@ -385,7 +385,7 @@ def _scale_note(config: StudyConfig, pairs: list[Pair]) -> str:
         f"{judgement}{slices['train']:,} training slices of {count['train']} patients, {slices['validation']:,} validation "
         f"slices of {count['validation']}, {slices['test']:,} test slices of {count['test']}; {kind}. Each network was trained "
         f"once, for {config.train.steps:,} steps of {config.train.batch} patches of {config.train.patch}² pixels, so "
-        "the tests below speak of patients, not of the luck of a training. The paper used 52,000 pairs."
+        "the tests speak of patients, not of the luck of a training. The paper used 52,000 pairs."
     )
 
 
@@ -561,7 +561,8 @@ def _text_table(results: dict[str, Any]) -> list[list[str]]:
     """The table of the command line: methods as rows."""
     first = next(key for key in results["measures"][INPUT] if key.startswith("psnr_db"))
     columns = (first, "hf_ratio[fine_texture]", "hf_coherence[fine_texture]", "texture_index")
-    table = [["method", *columns]]
+    protocol = first.partition("[")[2].rstrip("]")
+    table = [[f"PSNR: {protocol}\nHF: fine texture", "PSNR [dB]", "HF ratio", "HF coherence", "texture index"]]
     for method, measures in results["measures"].items():
         cells = []
         for key in columns:
