@@ -81,7 +81,7 @@ class Band:
     The default, the frequencies above 0.4 Nyquist, is ours: the paper does not give Ω_h.
 
     >>> int(Band(low=0.4, high=1.5).mask(8).sum())
-    53
+    51
     """
 
     low: float = 0.4

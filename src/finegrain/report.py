@@ -473,7 +473,7 @@ def claim_counts(claims: Sequence[Mapping[str, str]]) -> str:
     kinds = [kind for kind in order if kind in verdicts] + sorted(set(verdicts) - set(order))
     words = {"opposite": "came out the other way round"}
     parts = [f"{verdicts.count(kind)} {words.get(kind, kind)}" for kind in kinds]
-    return f"Of {len(claims)} claims of the paper: {', '.join(parts)}."
+    return f"Here, of {len(claims)} claims of the paper: {', '.join(parts)}."
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------------
