@@ -100,8 +100,6 @@ def denoise(
     allow_lossy: Annotated[bool, typer.Option("--allow-lossy", help="Treat images that were compressed with loss.")] = False,
 ) -> None:
     """Denoise a DICOM CT series into a new, derived series."""
-    import numpy as np
-
     from finegrain.denoise import load_denoiser
     from finegrain.scan.derived import check_output_folder, write_derived_series
     from finegrain.scan.dicom import read_series
@@ -112,14 +110,9 @@ def denoise(
     derivation = denoiser.derivation(strength=strength)
     with _progress() as bar:
         task = bar.add_task("denoising", total=len(volume))
-        slices = []
-        for hu in denoiser.iterate(volume, strength=strength):
-            slices.append(hu)
-            bar.advance(task)
+        denoised = denoiser.denoise(volume, strength=strength, progress=lambda n: bar.update(task, completed=n))
         task = bar.add_task("writing", total=len(volume))
-        written = write_derived_series(
-            volume.with_hu(np.stack(slices)), output, derivation=derivation, progress=lambda n: bar.update(task, completed=n)
-        )
+        written = write_derived_series(denoised, output, derivation=derivation, progress=lambda n: bar.update(task, completed=n))
     for note in (*volume.source.notes, *(f"left out: {what}" for what in volume.source.skipped)):
         print(f"note: {note}")
     print(f"{len(written)} slices denoised with {denoiser.name}, strength {strength:g}: {output}")

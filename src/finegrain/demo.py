@@ -99,8 +99,7 @@ def run_demo(
         low_dose = volume.with_hu(np.round(np.stack(list(_counted(steps, "simulating the low dose", n, progress)))))
     denoiser = load_denoiser()
     with clock("denoise"):
-        steps = denoiser.iterate(low_dose)
-        denoised = low_dose.with_hu(np.stack(list(_counted(steps, "denoising", n, progress))))
+        denoised = denoiser.denoise(low_dose, progress=lambda done: progress("denoising", done, n))
     with clock("write DICOM"):
         progress("writing DICOM", 0, 2)
         settings = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,14 @@ class Denoiser:
                 shown = np.where(padding, np.float32(AIR_HU), hu)
                 yield np.where(padding, hu, self.denoise_slice(shown, strength=strength))
 
-    def denoise(self, volume: CTVolume, *, strength: float = 1.0) -> CTVolume:
-        """The denoised volume: `iterate`, collected."""
-        return volume.with_hu(np.stack(list(self.iterate(volume, strength=strength))))
+    def denoise(self, volume: CTVolume, *, strength: float = 1.0, progress: Callable[[int], None] | None = None) -> CTVolume:
+        """The denoised volume: `iterate`, collected. `progress` is called with the number of finished slices."""
+        denoised = np.empty_like(volume.hu)  # filled in place: a whole-body scan is a gigabyte, and must not be held many times
+        for index, hu in enumerate(self.iterate(volume, strength=strength)):
+            denoised[index] = hu
+            if progress is not None:
+                progress(index + 1)
+        return replace(volume, hu=denoised)
 
 
 def check_strength(strength: float) -> None:

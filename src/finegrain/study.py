@@ -562,11 +562,13 @@ def _text_table(results: dict[str, Any]) -> list[list[str]]:
     first = next(key for key in results["measures"][INPUT] if key.startswith("psnr_db"))
     columns = (first, "hf_ratio[fine_texture]", "hf_coherence[fine_texture]", "texture_index")
     protocol = first.partition("[")[2].rstrip("]")
-    table = [[f"PSNR: {protocol}\nHF: fine texture", "PSNR [dB]", "HF ratio", "HF coherence", "texture index"]]
+    table = [
+        ["mean ± SD over patients", f"PSNR [dB]\n{protocol}", "HF ratio\nfine texture", "coherence\nfine texture", "texture\nindex"]
+    ]
     for method, measures in results["measures"].items():
         cells = []
         for key in columns:
             mean, sd = measures[key]["mean"], measures[key]["sd"]
-            cells.append("n/a" if mean is None else f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}"))
+            cells.append("n/a" if mean is None else f"{mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}"))
         table.append([method, *cells])
     return table

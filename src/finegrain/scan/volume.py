@@ -64,7 +64,9 @@ class CTVolume:
         """The same scan with other CT numbers, e.g. after simulation or denoising; padding keeps its values."""
         if hu.shape != self.hu.shape:
             raise GeometryError(f"expected HU of shape {self.hu.shape}, got {hu.shape}")
-        return replace(self, hu=np.where(self.padding, self.hu, hu).astype(np.float32))
+        kept = np.array(hu, dtype=np.float32)
+        np.copyto(kept, self.hu, where=self.padding)
+        return replace(self, hu=kept)
 
     def __len__(self) -> int:
         return len(self.hu)
