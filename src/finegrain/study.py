@@ -25,7 +25,7 @@ from finegrain.evaluate.fidelity import protocol_named
 from finegrain.evaluate.run import Row, by_patient, evaluate_slice, summarise
 from finegrain.evaluate.stats import PairedComparison, compare_with_each
 from finegrain.evaluate.texture import body_mask
-from finegrain.figures import bar_figure, crop_figure, find_crops, save_png
+from finegrain.figures import INPUT, REFERENCE, bar_figure, crop_figure, find_crops, save_png
 from finegrain.files import json_safe, slug, write_whole
 from finegrain.frequency import Band
 from finegrain.hu import HURange
@@ -42,10 +42,8 @@ from finegrain.train.loop import CHECKPOINT, FitResult, check_run_folder, fit
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is finished, and how much there is."""
 
-INPUT = "low dose"
-"""Name of the untouched input among the methods."""
-
-REFERENCE, TRUTH = "normal dose", "truth"
+TRUTH = "truth"
+"""Name of the noise-free image; those of the input and the reference are the figures'."""
 
 BLENDS = (0.1, 0.2, 0.3, 0.5)
 """Shares of the input added back to the spatial-only network's output: a free way to high-frequency energy."""

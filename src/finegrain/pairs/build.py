@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from finegrain.config import PairsConfig, PhantomSource, ScanSource, Source, Split
 from finegrain.errors import DataError
-from finegrain.pairs.manifest import Pair, read_manifest, split_patients, store_images, write_manifest
+from finegrain.files import write_whole
+from finegrain.pairs.manifest import MANIFEST, Pair, read_manifest, split_patients, store_images, write_manifest
 from finegrain.scan.dicom import read_series
 from finegrain.scan.nrrd import read_nrrd
 from finegrain.scan.volume import CTVolume
@@ -56,11 +57,11 @@ def build_pairs(
     stamp = folder / "pairs.json"
     if stamp.is_file() and json.loads(stamp.read_text())["hash"] != config.hash():
         raise DataError(f"{folder} holds pairs of another configuration; give another folder or remove it")
-    if (folder / "manifest.jsonl").is_file():
+    if (folder / MANIFEST).is_file():
         return read_manifest(folder)
     for kernel in config.named_kernels():
         find_kernel(kernel)
-    stamp.write_text(json.dumps({"hash": config.hash(), "config": config.model_dump(mode="json")}, indent=1))
+    write_whole(stamp, json.dumps({"hash": config.hash(), "config": config.model_dump(mode="json")}, indent=1))
     tasks = list(_tasks(config, data_root))
     pairs: list[Pair] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -144,9 +145,7 @@ def _run(task: _Task, config: PairsConfig, folder: Path, data_root: Path) -> lis
         return [Pair(**row) for row in json.loads(rows.read_text())]
     makers = {"phantom": _phantom_pairs, "scan": _scan_pairs}
     pairs = list(makers[task.source.kind](task, config, folder, data_root))
-    temporary = rows.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(pair) for pair in pairs]))
-    temporary.replace(rows)
+    write_whole(rows, json.dumps([asdict(pair) for pair in pairs]))
     return pairs
 
 

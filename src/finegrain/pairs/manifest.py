@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finegrain.config import Split
 from finegrain.errors import DataError
+from finegrain.files import write_whole
 
 MANIFEST = "manifest.jsonl"
 
@@ -70,9 +71,7 @@ def store_images(folder: Path, key: str, images: NDArray[np.int16]) -> str:
 
 def write_manifest(folder: Path, pairs: Iterable[Pair]) -> None:
     """Write the manifest, replacing an old one in one step."""
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
 
 
 def read_manifest(folder: Path) -> list[Pair]:
