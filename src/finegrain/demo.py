@@ -23,18 +23,16 @@ from finegrain.errors import ConfigError
 from finegrain.evaluate.fidelity import tissue_rois
 from finegrain.evaluate.run import evaluate_volume
 from finegrain.evaluate.spectra import (
-    RadialNPS,
     central_frequency_ratio,
     noise_magnitude_ratio,
-    nps_2d,
     nps_log_distance,
     nps_shape_log_distance,
-    radial_nps,
     uniform_patches,
 )
 from finegrain.files import json_safe, write_whole
 from finegrain.frequency import Band
 from finegrain.networks.card import ONNX, ModelCard
+from finegrain.noise_power import RadialNPS, nps_2d, radial_nps
 from finegrain.provenance import versions
 from finegrain.report import DemoReport, SliceView, render_demo
 from finegrain.sample import sample_folder

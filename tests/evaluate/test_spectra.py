@@ -5,12 +5,11 @@ from finegrain.errors import DataError
 from finegrain.evaluate.spectra import (
     central_frequency_ratio,
     noise_magnitude_ratio,
-    nps_2d,
     nps_log_distance,
     nps_shape_log_distance,
-    radial_nps,
     uniform_patches,
 )
+from finegrain.noise_power import nps_2d, radial_nps
 
 PIXEL_MM = 0.8
 SIZE = 64
@@ -27,42 +26,6 @@ def filtered(rois, transfer):
 
 def ramp(f):
     return np.sqrt(f) * np.exp(-((f / 0.35) ** 2))
-
-
-@pytest.mark.parametrize("detrend", ["mean", "linear", "quadratic"])
-def test_nps_integrates_to_the_variance(detrend):
-    rois = white(20) + 100
-    nps = nps_2d(rois, pixel_mm=PIXEL_MM, detrend=detrend)
-    step = nps.frequency_per_mm[1] - nps.frequency_per_mm[0]
-    assert nps.power.sum() * step**2 == pytest.approx(nps.variance, rel=1e-10)
-    assert nps.variance == pytest.approx(100, rel=0.02)
-
-
-def test_nps_of_white_noise_is_flat_at_variance_times_pixel_area():
-    radial = radial_nps(nps_2d(white(), pixel_mm=PIXEL_MM))
-    assert radial.power == pytest.approx(100 * PIXEL_MM**2, rel=0.1)
-    assert radial.power.mean() == pytest.approx(100 * PIXEL_MM**2, rel=0.01)
-    assert radial.variance == pytest.approx(100, rel=0.01)
-    assert radial.frequency_per_mm[-1] <= 0.5 / PIXEL_MM * 1.02
-
-
-def test_nps_of_coloured_noise_is_the_known_one():
-    radial = radial_nps(nps_2d(filtered(white(400), ramp), pixel_mm=PIXEL_MM))
-    f = radial.frequency_per_mm
-    known = 100 * PIXEL_MM**2 * ramp(f) ** 2
-    solid = known > 0.05 * known.max()
-    assert radial.power[solid] == pytest.approx(known[solid], rel=0.1)
-    assert radial.peak_frequency == pytest.approx(0.35 / 2, abs=0.02)  # d/df [f exp(−2 f²/c²)] = 0 at f = c/2
-    assert radial.mean_frequency == pytest.approx((f * known).sum() / known.sum(), rel=0.02)
-
-
-def test_a_trend_does_not_count_as_noise_once_removed():
-    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
-    sloped = white(30) + 200 * y
-    curved = white(30) + 200 * y * x
-    assert nps_2d(sloped, pixel_mm=PIXEL_MM, detrend="linear").variance == pytest.approx(100, rel=0.02)
-    assert nps_2d(curved, pixel_mm=PIXEL_MM, detrend="quadratic").variance == pytest.approx(100, rel=0.02)
-    assert nps_2d(sloped, pixel_mm=PIXEL_MM, detrend="mean").variance > 1000
 
 
 def test_log_distance_of_a_gain_is_its_logarithm_and_its_shape_distance_zero():
@@ -101,11 +64,7 @@ def test_patches_lie_in_the_mask_and_do_not_overlap():
     assert uniform_patches(hu, np.zeros_like(mask), 16).shape == (0, 16, 16)
 
 
-def test_what_has_no_spectrum_is_refused():
-    with pytest.raises(DataError, match="square"):
-        nps_2d(np.zeros((0, 8, 8)), pixel_mm=1.0)
-    with pytest.raises(DataError, match="square"):
-        nps_2d(np.zeros((3, 8, 9)), pixel_mm=1.0)
+def test_spectra_without_a_frequency_in_common_are_refused():
     radial = radial_nps(nps_2d(white(2), pixel_mm=PIXEL_MM))
     with pytest.raises(DataError, match="share no frequency"):
         nps_log_distance(radial, radial, low=5, high=6)
