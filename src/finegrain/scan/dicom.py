@@ -471,6 +471,7 @@ def _volume(stack: Sequence[_Header], *, folder: Path | None, skipped: tuple[str
         orientation=tuple(orientation.tolist()),
         padding=padding[:n],
         acquisition=series_facts([acquisition_facts(header.dataset) for header in kept]),
+        tube_current_ma=_tube_current([header.dataset for header in kept]),
         source=SeriesSource(
             slices=tuple(slices),
             series_uid=header_text(first, "SeriesInstanceUID"),
@@ -480,6 +481,14 @@ def _volume(stack: Sequence[_Header], *, folder: Path | None, skipped: tuple[str
             notes=tuple(notes),
         ),
     )
+
+
+def _tube_current(datasets: Sequence[Dataset]) -> NDArray[np.float64] | None:
+    """XRayTubeCurrent of each slice in mA; None unless every header has a positive one. Shape: (z,)."""
+    current = [header_numbers(dataset, "XRayTubeCurrent", 1) for dataset in datasets]
+    if any(value is None or not 0 < value[0] < 1e5 for value in current):
+        return None
+    return np.array([value[0] for value in current if value])
 
 
 def _is_repeated(

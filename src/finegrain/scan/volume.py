@@ -23,6 +23,7 @@ class CTVolume:
         orientation: ImageOrientationPatient, six direction cosines.
         padding: true where the pixel is PixelPaddingValue, outside the reconstruction; shape (z, y, x).
         acquisition: kernel, kVp … : acquisition facts that are safe to show (see `privacy`), keyed by DICOM keyword.
+        tube_current_ma: XRayTubeCurrent of each slice in mA, shape (z,), where every header tells it; else None.
         source: what the writer needs to give the series back; None for a volume that came from no file.
     """
 
@@ -33,6 +34,7 @@ class CTVolume:
     orientation: tuple[float, ...]
     padding: NDArray[np.bool_]
     acquisition: dict[str, Any] = field(default_factory=dict)
+    tube_current_ma: NDArray[np.float64] | None = None
     source: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class CTVolume:
             raise GeometryError(f"padding mask of shape {self.padding.shape} does not fit HU of {self.hu.shape}")
         if self.positions_mm.shape != (len(self.hu), 3):
             raise GeometryError(f"{len(self.hu)} slices need positions of shape ({len(self.hu)}, 3), got {self.positions_mm.shape}")
+        if self.tube_current_ma is not None and self.tube_current_ma.shape != (len(self.hu),):
+            raise GeometryError(f"{len(self.hu)} slices need as many tube currents, got {self.tube_current_ma.shape}")
         if not (min(self.pixel_mm) > 0 and np.isfinite(self.pixel_mm).all()):
             raise GeometryError(f"pixel spacing must be positive, got {self.pixel_mm} mm")
 
@@ -67,6 +71,17 @@ class CTVolume:
         kept = np.array(hu, dtype=np.float32)
         np.copyto(kept, self.hu, where=self.padding)
         return replace(self, hu=kept)
+
+    def part(self, slices: slice) -> CTVolume:
+        """Some of the slices as a scan of their own; it cannot be written back, for its source is the whole."""
+        return replace(
+            self,
+            hu=self.hu[slices],
+            padding=self.padding[slices],
+            positions_mm=self.positions_mm[slices],
+            tube_current_ma=None if self.tube_current_ma is None else self.tube_current_ma[slices],
+            source=None,
+        )
 
     def __len__(self) -> int:
         return len(self.hu)
