@@ -1,12 +1,21 @@
 """Noise follows dose, a real scan's own noise is not counted twice, and the same seed gives the same bits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from finegrain.errors import ConfigError, GeometryError
 from finegrain.scan.volume import CTVolume
-from finegrain.simulate.acquire import Scanner, matching_exposure, needed_margin, simulate_low_dose, soft_tissue_noise
-from finegrain.simulate.dose import Exposure, noisy_sinogram
+from finegrain.simulate.acquire import (
+    Scanner,
+    matching_exposure,
+    needed_margin,
+    photons_along_z,
+    simulate_low_dose,
+    soft_tissue_noise,
+)
+from finegrain.simulate.dose import COUNT_FLOOR, Exposure, log_bias, measure, tube_current
 from finegrain.simulate.fbp import KERNELS, filtered_backprojection, hann_kernel
 from finegrain.simulate.geometry import ParallelBeam
 from finegrain.simulate.projector import Projector
@@ -26,10 +35,8 @@ def _noise_sd(scanner, dose_fraction, seed=0, n=3):
     """SD in HU at the centre of a water disc, over n realisations."""
     generator = np.random.default_rng(seed)
     sinogram = scanner.line_integrals(WATER)
-    noise = [
-        noisy_sinogram(sinogram, scanner.beam, scanner.exposure, dose_fraction=dose_fraction, generator=generator) - sinogram
-        for _ in range(n)
-    ]
+    settings = {"dose_fraction": dose_fraction, "generator": generator}
+    noise = [measure(sinogram, scanner.beam, scanner.exposure, **settings).line_integrals - sinogram for _ in range(n)]
     hu = filtered_backprojection(np.stack(noise), scanner.projector, kernel=scanner.kernel) * 1000 / 0.0192
     return np.sqrt(np.mean([image[CENTRE].var() for image in hu]))
 
@@ -62,7 +69,7 @@ def test_the_noise_of_a_water_disc_is_that_of_theory():
 
     Source: Kak and Slaney (1988), section 5.2; two opposite half turns share a parallel cell.
     """
-    exposure = Exposure(photons=5e5, electronic_noise=0.0, bowtie=False)
+    exposure = Exposure(photons=5e5, electronic_noise=0.0, bowtie="none", modulation=0.0)
     kernel = hann_kernel("Hann", cutoff_per_mm=0.65)
     scanner = Scanner(size=512, pixel_mm=0.7, kernel=kernel, exposure=exposure)
     axis = (np.arange(512) - 256) * 0.7
@@ -101,8 +108,8 @@ def test_drawing_poisson_counts_around_a_noisy_scan_would_fail_that_test():
     sinogram = scanner.line_integrals(WATER)
     twice = []
     for _ in range(3):
-        full = noisy_sinogram(sinogram, scanner.beam, scanner.exposure, dose_fraction=1.0, generator=generator)
-        again = noisy_sinogram(full, scanner.beam, scanner.exposure, dose_fraction=0.25, generator=generator)
+        full = measure(sinogram, scanner.beam, scanner.exposure, dose_fraction=1.0, generator=generator).line_integrals
+        again = measure(full, scanner.beam, scanner.exposure, dose_fraction=0.25, generator=generator).line_integrals
         hu = filtered_backprojection(again - sinogram, scanner.projector, kernel=scanner.kernel) * 1000 / 0.0192
         twice.append(hu[CENTRE].var())
     assert np.sqrt(np.mean(twice)) / _noise_sd(scanner, 0.25, seed=6) == pytest.approx(1.12, abs=0.03)
@@ -176,3 +183,188 @@ def test_a_scan_without_noise_cannot_tell_its_dose():
     for volume in (body, flat):
         with pytest.raises(GeometryError, match="noise to measure"):
             matching_exposure(volume, kernel=KERNELS["B30f"])
+
+
+SMALL = 128
+SMALL_AXIS = (np.arange(SMALL) - SMALL // 2) * 2.8
+SMALL_Y, SMALL_X = np.meshgrid(SMALL_AXIS, SMALL_AXIS, indexing="ij")
+ELLIPSE = np.where(np.hypot(SMALL_X / 170, SMALL_Y / 105) < 1, 0.0, -1000.0)
+"""An abdomen-like body of water."""
+WATER_SMALL = np.where(np.hypot(SMALL_X, SMALL_Y) < 140, 0.0, -1000.0)
+
+
+def _small_scanner(**exposure):
+    return Scanner(size=SMALL, pixel_mm=2.8, kernel=KERNELS["hann-0.8"], exposure=Exposure(**exposure))
+
+
+def _flat_counts(exposure, *, counts, detector_mm=0.3):
+    """What is measured behind a slab that leaves `counts` photons on the rays in the middle, and the line integral there."""
+    beam = ParallelBeam(n_detector=401, detector_mm=detector_mm, n_views=400)
+    attenuation = np.log(exposure.photons * beam.rays_per_cell[200] / counts)
+    sinogram = np.full((400, 401), attenuation, dtype=np.float32)
+    measured = measure(sinogram, beam, exposure, dose_fraction=1.0, generator=np.random.default_rng(8))
+    return measured, attenuation, beam
+
+
+@pytest.mark.parametrize("electronic_sd", [0.0, 2.0, 5.0])
+@pytest.mark.parametrize("counts", [0.3, 2.0, 10.0, 60.0, 1000.0])
+def test_the_bias_of_the_logarithm_is_that_of_monte_carlo(counts, electronic_sd):
+    generator = np.random.default_rng(11)
+    drawn = generator.poisson(counts, 400_000) + electronic_sd * generator.standard_normal(400_000)
+    logarithm = np.log(np.maximum(drawn, COUNT_FLOOR) / counts)
+    expected, error = -logarithm.mean(), logarithm.std() / np.sqrt(len(drawn))
+    assert log_bias(np.array(counts), electronic_sd) == pytest.approx(expected, abs=4 * error + 0.01 * abs(expected))
+
+
+def test_the_bias_has_no_step_where_its_table_ends():
+    counts = np.array([299.0, 301.0])
+    for electronic_sd in (0.0, 3.3):
+        before, after = log_bias(counts, electronic_sd)
+        assert before == pytest.approx(after, rel=0.03)
+
+
+def test_starved_share_is_the_probability_of_counting_nothing():
+    """At a mean of one photon and no read-out noise, e⁻¹ of the rays count zero."""
+    exposure = Exposure(photons=1e5, electronic_noise=0.0, bowtie="none", modulation=0.0)
+    measured, _, beam = _flat_counts(
+        exposure, counts=1.0, detector_mm=0.3 / ParallelBeam(n_detector=401, n_views=400).rays_per_cell[200]
+    )
+    assert measured.starved_share == pytest.approx(float(np.exp(-beam.rays_per_cell / beam.rays_per_cell[200]).mean()), abs=0.01)
+    plenty, _, _ = _flat_counts(exposure, counts=1000.0)
+    assert plenty.starved_share == 0
+
+
+def test_adaptive_averaging_makes_starved_rays_less_noisy_and_less_biased_and_leaves_others_alone():
+    plain = Exposure(photons=1e5, electronic_noise=3.3, bowtie="none", modulation=0.0)
+    adaptive = replace(plain, adaptive_below=20.0)
+    results = {}
+    for name, exposure in (("plain", plain), ("adaptive", adaptive)):
+        measured, truth, _ = _flat_counts(exposure, counts=4.0)
+        error = measured.line_integrals[:, 100:300] - truth
+        results[name] = (error.std(), abs(error.mean()))
+    assert results["adaptive"][0] < 0.7 * results["plain"][0]
+    assert results["adaptive"][1] < 0.5 * results["plain"][1]
+    fed = [_flat_counts(exposure, counts=2000.0)[0].line_integrals for exposure in (plain, adaptive)]
+    # All that is left of the treatment is the bias of the logarithm, 1/(2c), of the c photons of a detector element.
+    elements_per_cell = _flat_counts(plain, counts=2000.0)[2].rays_per_cell[200]
+    np.testing.assert_allclose(fed[0] - fed[1], elements_per_cell / 4000, rtol=0.1)
+
+
+def test_the_bias_of_few_counts_is_that_of_whole_detector_elements():
+    """Cells of 0.3 mm are a part of an element: their logarithm must err as the element's does, not twice as much."""
+    exposure = Exposure(photons=1e5, electronic_noise=0.0, bowtie="none", modulation=0.0)
+    whole_mm = 0.3 / ParallelBeam(n_detector=401, n_views=400).rays_per_cell[200]
+    elements, truth, _ = _flat_counts(exposure, counts=10.0, detector_mm=whole_mm)
+    assert (elements.line_integrals - truth).mean() == pytest.approx(log_bias(np.array(10.0), 0.0), rel=0.05)
+    fine, truth, _ = _flat_counts(exposure, counts=10.0 * 0.3 / whole_mm)
+    assert (fine.line_integrals - truth).mean() == pytest.approx((elements.line_integrals - truth).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1])
+def test_crosstalk_lowers_variance_and_spectrum_by_the_factors_of_a_three_point_mean(share):
+    """Of channels that give c to either side: variance (1 − 2c)² + 2c², power (1 − 2c + 2c cos 2πfa)², a the channel's width."""
+    plain = Exposure(photons=1e6, electronic_noise=0.0, bowtie="none", modulation=0.0)
+    channel_mm = 595.0 * 1.2858 / 1085.6
+    noise = []
+    for exposure in (plain, replace(plain, crosstalk=share)):
+        measured, truth, _ = _flat_counts(exposure, counts=2000.0, detector_mm=channel_mm)
+        noise.append((measured.line_integrals - truth)[:, 8:-9])
+    assert noise[1].var() / noise[0].var() == pytest.approx((1 - 2 * share) ** 2 + 2 * share**2, rel=0.02)
+    power = [(np.abs(np.fft.rfft(rows, axis=1)) ** 2).mean(axis=0) for rows in noise]
+    frequency = np.fft.rfftfreq(noise[0].shape[1], channel_mm)
+    expected = (1 - 2 * share + 2 * share * np.cos(2 * np.pi * frequency * channel_mm)) ** 2
+    over_expected = np.convolve((power[1] / power[0] / expected)[1:-1], np.ones(21) / 21, mode="valid")
+    assert np.abs(over_expected - 1).max() < 0.08
+
+
+def test_modulated_current_has_mean_one_and_follows_the_long_axis():
+    scanner = _small_scanner()
+    current = tube_current(scanner.line_integrals(ELLIPSE), scanner.beam, strength=0.5)
+    assert current.mean() == pytest.approx(1)
+    # θ = 90°: rays along x, through the long axis.
+    assert np.argmax(current) == pytest.approx(scanner.beam.n_views / 2, abs=12)
+    flat = tube_current(scanner.line_integrals(ELLIPSE), scanner.beam, strength=0.0)
+    np.testing.assert_allclose(flat, 1)
+
+
+def test_modulation_lowers_the_noise_in_the_middle_of_an_ellipse_and_does_nothing_to_a_disc():
+    def noise_sd(hu, modulation):
+        scanner = _small_scanner(photons=5e5, electronic_noise=0.0, bowtie="none", modulation=modulation)
+        scans = [scanner.scan_phantom(hu, dose_fraction=0.5, generator=np.random.default_rng(seed)) for seed in range(2)]
+        noise = np.stack([image - scan.truth for scan in scans for image in (scan.normal_dose, scan.low_dose / np.sqrt(2))])
+        return noise[:, np.hypot(SMALL_X, SMALL_Y) < 60].std()
+
+    disc = np.where(np.hypot(SMALL_X, SMALL_Y) < 120, 0.0, -1000.0)
+    assert noise_sd(ELLIPSE, 0.5) < 0.97 * noise_sd(ELLIPSE, 0.0)
+    assert noise_sd(disc, 0.5) == pytest.approx(noise_sd(disc, 0.0), rel=0.01)
+
+
+def test_photons_are_proportional_to_mas_and_slice_and_grow_with_the_voltage():
+    one = Exposure.from_mas(100, slice_mm=1.0)
+    assert Exposure.from_mas(200, slice_mm=3.0).photons == pytest.approx(6 * one.photons)
+    assert Exposure.from_mas(100, slice_mm=1.0, kvp=100).photons == pytest.approx(one.photons / 2, rel=0.01)
+    # Twelve rows of 0.6 mm are read out, each with its own noise.
+    assert Exposure.from_mas(100, slice_mm=7.2).electronic_noise == pytest.approx(3.3 * np.sqrt(12))
+    assert Exposure.from_mas(100, slice_mm=0.3).electronic_noise == pytest.approx(3.3)
+    assert Exposure.from_mas(100, slice_mm=1.0, electronic_noise=1.0, modulation=0.0).electronic_noise == 1.0
+    with pytest.raises(ConfigError, match="got 0 mAs"):
+        Exposure.from_mas(0, slice_mm=1.0)
+
+
+def test_shared_noise_correlates_as_the_root_of_the_dose_and_independent_noise_not_at_all():
+    scanner = _scanner(electronic_noise=0.0)
+    for noise, expected in (("shared", 0.5), ("independent", 0.0)):
+        scan = scanner.scan_phantom(WATER, dose_fraction=0.25, generator=np.random.default_rng(12), noise=noise)
+        normal, low = ((image - scan.truth)[RADIUS < 120] for image in (scan.normal_dose, scan.low_dose))
+        assert np.corrcoef(normal, low)[0, 1] == pytest.approx(expected, abs=0.03)
+        assert low.std() / normal.std() == pytest.approx(2, abs=0.06)
+
+
+def test_several_doses_in_one_call_share_truth_and_full_dose():
+    scanner = _small_scanner()
+    many = scanner.scan_phantom(ELLIPSE, dose_fraction=(0.5, 0.25, 0.1), generator=np.random.default_rng(13))
+    one = scanner.scan_phantom(ELLIPSE, dose_fraction=0.5, generator=np.random.default_rng(13))
+    assert many.low_doses.shape == (3, SMALL, SMALL)
+    assert len(many.starved_shares) == 4
+    np.testing.assert_array_equal(many.truth, one.truth)
+    np.testing.assert_array_equal(many.normal_dose, one.normal_dose)
+    np.testing.assert_array_equal(many.low_dose, one.low_dose)
+    inside = np.hypot(SMALL_X, SMALL_Y) < 80
+    spread = [(low - many.truth)[inside].std() for low in many.low_doses]
+    assert spread == sorted(spread)
+
+
+def test_photons_follow_the_tube_current_of_the_headers_about_its_median():
+    volume = CTVolume.from_array(np.zeros((3, 8, 8)), pixel_mm=1.0, slice_mm=1.0)
+    np.testing.assert_array_equal(photons_along_z(volume, Exposure(photons=7e5)), [7e5] * 3)
+    told = replace(volume, tube_current_ma=np.array([100.0, 200.0, 400.0]))
+    np.testing.assert_allclose(photons_along_z(told, Exposure(photons=7e5)), [3.5e5, 7e5, 14e5])
+
+
+def test_starvation_bias_is_the_mean_error_of_scans_with_few_photons():
+    scanner = _small_scanner(photons=2e4, modulation=0.0)
+    generator = np.random.default_rng(14)
+    sinogram = scanner.line_integrals(WATER_SMALL)
+    errors = [
+        measure(sinogram, scanner.beam, scanner.exposure, dose_fraction=0.1, generator=generator).line_integrals - sinogram
+        for _ in range(12)
+    ]
+    mean = filtered_backprojection(np.mean(errors, axis=0), scanner.projector, kernel=scanner.kernel) * 1000 / 0.0192
+    predicted = scanner.starvation_bias_hu(WATER_SMALL, dose_fraction=0.1)
+    centre = np.hypot(SMALL_X, SMALL_Y) < 50
+    assert predicted[centre].mean() > 10
+    assert mean[centre].mean() == pytest.approx(predicted[centre].mean(), rel=0.15)
+
+
+def test_modulation_along_z_keeps_the_noise_of_thick_and_thin_slices_alike():
+    sd = {}
+    for strength in (0.0, 1.0):
+        for radius in (120, 160):
+            body = np.where(radius > RADIUS, 0.0, -1000.0)
+            scanner = _scanner(electronic_noise=0.0, bowtie="none", modulation=0.0, modulation_z=strength)
+            noise = [scanner.noise_hu(body, generator=np.random.default_rng(seed)) for seed in range(2)]
+            sd[strength, radius] = np.sqrt(np.mean([image[CENTRE].var() for image in noise]))
+    assert sd[0.0, 160] / sd[0.0, 120] == pytest.approx(np.exp(0.0192 * 80 / 2), rel=0.08)
+    assert sd[1.0, 160] / sd[1.0, 120] == pytest.approx(1, abs=0.08)
+    # At 32 cm both carry the same photons.
+    assert sd[1.0, 160] / sd[0.0, 160] == pytest.approx(1, abs=0.05)

@@ -1,7 +1,12 @@
 """Laws of the projector and of filtered backprojection, and their agreement with scikit-image and with analytic ellipses."""
 
+import sys
+import types
+
+import finufft
 import numpy as np
 import pytest
+import scipy.fft
 from skimage.transform import iradon, radon
 
 from finegrain.errors import ConfigError, GeometryError
@@ -153,3 +158,50 @@ def test_impossible_geometry_is_refused_with_the_number(make, word):
 def test_a_kernel_that_would_change_hu_is_refused(f_w):
     with pytest.raises(ConfigError, match="kernel broken"):
         ReconKernel("broken", *f_w, origin="test")
+
+
+def test_the_gpu_makes_the_calls_that_the_cpu_makes(monkeypatch):
+    """CuPy and cuFINUFFT mirror NumPy and FINUFFT; with these in their place, the lines that run on a GPU give the same numbers."""
+    cupy = types.ModuleType("cupy")
+    cupy.ascontiguousarray, cupy.asarray, cupy.asnumpy = np.ascontiguousarray, np.asarray, np.asarray
+    cufinufft = types.ModuleType("cufinufft")
+    cufinufft.Plan = lambda *arguments, **settings: finufft.Plan(*arguments, nthreads=1, **settings)
+    cupyx = types.ModuleType("cupyx")
+    cupyx.scipy = types.ModuleType("cupyx.scipy")
+    cupyx.scipy.fft = scipy.fft
+    fakes = {"cupy": cupy, "cufinufft": cufinufft, "cupyx": cupyx, "cupyx.scipy": cupyx.scipy, "cupyx.scipy.fft": scipy.fft}
+    for name, module in fakes.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    beam = ParallelBeam.covering(size=64, pixel_mm=3.0, n_views=90)
+    image = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32)
+    cpu, gpu = (Projector(beam, size=64, pixel_mm=3.0, device=device) for device in ("cpu", "cuda"))
+    sinogram = cpu.forward(image)
+    np.testing.assert_array_equal(gpu.forward(image), sinogram)
+    np.testing.assert_array_equal(gpu.adjoint(sinogram), cpu.adjoint(sinogram))
+    again = [filtered_backprojection(sinogram, projector, kernel=KERNELS["B30f"]) for projector in (cpu, gpu)]
+    np.testing.assert_array_equal(*again)
+
+
+def test_a_gpu_and_the_cpu_give_the_same_images():
+    cupy = pytest.importorskip("cupy", reason="needs a GPU and the cuda extra")
+    pytest.importorskip("cufinufft", reason="needs a GPU and the cuda extra")
+    if not cupy.cuda.is_available():
+        pytest.skip("needs a GPU")
+    beam = ParallelBeam.covering(size=256, pixel_mm=1.0)
+    image = np.random.default_rng(0).random((2, 256, 256), dtype=np.float32)
+    cpu, gpu = (Projector(beam, size=256, pixel_mm=1.0, device=device) for device in ("cpu", "cuda"))
+    sinogram = cpu.forward(image)
+    np.testing.assert_allclose(gpu.forward(image), sinogram, rtol=1e-4, atol=1e-3 * sinogram.max())
+    ours, theirs = (filtered_backprojection(sinogram, p, kernel=KERNELS["B30f"]) for p in (cpu, gpu))
+    np.testing.assert_allclose(theirs, ours, atol=1e-3 * ours.max())
+
+
+def test_a_device_that_is_not_there_is_refused():
+    beam = ParallelBeam.covering(size=16, pixel_mm=1.0)
+    with pytest.raises(ConfigError, match='"cpu" or "cuda", got "tpu"'):
+        Projector(beam, size=16, pixel_mm=1.0, device="tpu")
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match=r"finegrain\[cuda\]"):
+            Projector(beam, size=16, pixel_mm=1.0, device="cuda")

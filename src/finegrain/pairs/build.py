@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +19,19 @@ from finegrain.config import PairsConfig, PhantomSource, ScanSource, Source, Spl
 from finegrain.errors import DataError
 from finegrain.files import write_whole
 from finegrain.pairs.manifest import MANIFEST, Pair, read_manifest, split_patients, store_images, write_manifest
-from finegrain.scan.dicom import read_series
-from finegrain.scan.nrrd import read_nrrd
+from finegrain.scan.read import read_scan
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.acquire import Scanner, matching_exposure, scanner_of, soft_tissue_noise
-from finegrain.simulate.dose import Exposure
+from finegrain.simulate.dose import Exposure, scanner_settings
 from finegrain.simulate.fbp import find_kernel, resample_and_rekernel
 from finegrain.simulate.phantom import VirtualPatient
 from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
 
 CHUNK = 12
 """Slices of a scan that one worker takes at a time."""
+
+PHANTOM_SLICE_MM = 3.0
+"""Slice thickness that the photons of a phantom scan are those of: it sets how much read-out noise they come with."""
 
 Progress = Callable[[int, int], None]
 """Called with how many tasks are done and how many there are."""
@@ -75,11 +78,6 @@ def build_pairs(
     for rows in folder.glob(".*.rows"):
         rows.unlink()
     return read_manifest(folder)
-
-
-def read_scan(path: Path) -> CTVolume:
-    """A normal-dose scan: a DICOM series or an NRRD file."""
-    return read_nrrd(path) if path.suffix == ".nrrd" else read_series(path)
 
 
 def _tasks(config: PairsConfig, data_root: Path) -> Iterator[_Task]:
@@ -155,18 +153,17 @@ def _phantom_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Pa
     generator = np.random.default_rng(task.seed)
     pixel_mm = float(generator.uniform(*config.pixel_mm))
     # A body that is cut by the field of view cannot be projected, so small pixels need more of them.
-    size = max(config.size, 2 * math.ceil(MIN_FIELD_MM / pixel_mm / 2 + 1))
+    size = max(config.size, 2 * math.ceil(MIN_FIELD_MM[source.region] / pixel_mm / 2 + 1))
     anatomy = VirtualPatient(seed=task.slices[0], region=source.region).slices(
         source.slices, size=size, pixel_mm=pixel_mm, slice_mm=source.slice_mm
     )
     for number, hu in enumerate(anatomy.hu):
         draw = _Draw.make(config, generator)
-        exposure = Exposure(photons=float(np.exp(generator.uniform(*np.log(config.photons)))))
+        photons = float(np.exp(generator.uniform(*np.log(config.photons))))
+        exposure = Exposure(photons=photons, **scanner_settings(PHANTOM_SLICE_MM))
         scanner = Scanner(size=size, pixel_mm=pixel_mm, kernel=find_kernel(draw.kernel), exposure=exposure)
-        scanned = scanner.scan_phantom(hu, dose_fraction=draw.dose_fraction, generator=generator)
-        low_dose = scanned.low_dose
-        if source.noise == "inserted":
-            low_dose = scanned.normal_dose + scanner.missing_noise_hu(hu, dose_fraction=draw.dose_fraction, generator=generator)
+        noise: Literal["independent", "shared"] = "shared" if source.noise == "inserted" else "independent"
+        scanned = scanner.scan_phantom(hu, dose_fraction=draw.dose_fraction, generator=generator, noise=noise)
         yield _store(
             folder,
             task,
@@ -175,7 +172,7 @@ def _phantom_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Pa
             draw,
             exposure,
             pixel_mm,
-            [low_dose, scanned.normal_dose, scanned.truth],
+            [scanned.low_dose, scanned.normal_dose, scanned.truth],
             source.region,
         )
 
