@@ -6,11 +6,15 @@ from finegrain.simulate.phantom.anatomy import LABELS, PhantomVolume, VirtualPat
 from finegrain.simulate.phantom.standard import (
     CCT189_INSERTS,
     CONTRAST_INSERTS,
+    LINE_PAIRS_PER_CM,
     Ellipse,
     EllipsePhantom,
     Insert,
+    Rectangle,
     cct189_phantom,
     insert_phantom,
+    line_pair_centre,
+    line_pair_phantom,
     water_disc,
 )
 
@@ -18,12 +22,16 @@ __all__ = [
     "CCT189_INSERTS",
     "CONTRAST_INSERTS",
     "LABELS",
+    "LINE_PAIRS_PER_CM",
     "Ellipse",
     "EllipsePhantom",
     "Insert",
     "PhantomVolume",
+    "Rectangle",
     "VirtualPatient",
     "cct189_phantom",
     "insert_phantom",
+    "line_pair_centre",
+    "line_pair_phantom",
     "water_disc",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from finegrain.simulate.phantom.drawing import FAR_MM, blend, common
-from finegrain.simulate.phantom.section import LABELS, Section, cage_half
+from finegrain.simulate.phantom.section import LABELS, Trunk, cage_half
 from finegrain.simulate.phantom.texture import FloatArray
 
 SKIN_MM = 1.8
 SPINE_V_MM = 57.0
 
 
-def draw_wall(s: Section) -> FloatArray:
+def draw_wall(s: Trunk) -> FloatArray:
     """Paint fat, skin, muscle and the inner fat; gives the distance to the skin, mm."""
     c, z = s.canvas, s.z
     a, b = cage_half(z)
@@ -23,58 +23,42 @@ def draw_wall(s: Section) -> FloatArray:
     wave = s.person.outline.on_grid(c.axis_mm, c.axis_mm, z)
 
     level = [-165.0, -60.0, 20.0, 60.0, 110.0]
-    muscle_side = np.interp(z, level, [17.0, 13.0, 15.0, 27.0, 40.0])
+    muscle_side = np.interp(z, level, [17.0, 10.0, 10.0, 22.0, 38.0])
     muscle_front = np.interp(z, level, [10.0, 9.0, 9.0, 13.0, 17.0])
     midline = np.exp(-((c.u / np.float32(16)) ** 2))
     spinal = np.exp(-(((np.abs(c.u) - 26) / np.float32(23)) ** 2))
     muscle = s.person.muscle * (
-        side * muscle_side + front * (muscle_front - 4 * midline) + back * (20 + 9 * spinal + 5 * midline) + 22 * back * side
+        side * muscle_side + front * (muscle_front - 4 * midline) + back * (11 + 11 * spinal + 4 * midline) + 12 * back * side
     )
     fat_front = np.interp(z, level, [20.0, 15.0, 12.0, 12.0, 9.0])
     fat = s.person.fat * (side * 11 + front * fat_front + back * 11) * (1 + 0.08 * wave) + 2 - back * 3 * midline
     skin = s.cage - (muscle + np.maximum(fat, 3.0)).astype(np.float32)
 
     c.paint(c.coverage(skin), s.person.hu["skin"] + 10 * s.soft, LABELS["soft tissue"])
-    c.paint(c.coverage(skin + np.float32(SKIN_MM)), s.tissue("fat", 8), LABELS["fat"])
+    c.paint(c.coverage(skin + np.float32(SKIN_MM)), s.tissue("fat"), LABELS["fat"])
     within = c.coverage(skin + np.float32(SKIN_MM))
     c.paint(within * s.sheets(0.35, offset_mm=311) * np.float32(0.6), -30.0, LABELS["soft tissue"])
 
     depth = s.cage - muscle.astype(np.float32)
     bumps = 1.6 * s.smooth
-    c.paint(c.coverage(depth + bumps), s.tissue("muscle", 9), LABELS["soft tissue"])
+    c.paint(c.coverage(depth + bumps), s.tissue("muscle"), LABELS["soft tissue"])
     # Fat between the layers of the wall and between the bundles of the back.
     layers = np.minimum(np.abs(s.cage - 0.42 * muscle + bumps), np.abs(s.cage - 0.74 * muscle - 1.2 * bumps)).astype(np.float32)
     gap = np.clip(0.1 + 0.8 * s.person.smooth.sample(c.u, c.v, z, offset_mm=97), 0, 1.5)
     wall = c.coverage(depth + 2) * c.coverage(-s.cage)
-    c.paint(wall * c.coverage(layers - gap) * (1 - back * 0.6), s.tissue("fat", 8), LABELS["fat"])
-    c.paint(wall * (0.35 + 0.65 * back) * s.sheets(0.9, offset_mm=211), s.person.hu["fat"] + 15, LABELS["fat"])
-    c.paint(wall * np.clip(1.2 * s.person.soft.sample(c.u, c.v, z, offset_mm=53) - 1.9, 0, 0.6), -60.0, LABELS["fat"])
-    c.paint(c.coverage(s.cage + 1.5), s.tissue("fat", 9) + 6, LABELS["fat"])
+    c.paint(wall * c.coverage(layers - gap) * (1 - back * 0.6), s.tissue("fat"), LABELS["fat"])
+    c.paint(wall * (0.2 + 0.1 * back) * s.sheets(0.9, offset_mm=211), s.person.hu["fat"] + 15, LABELS["fat"])
+    c.paint(wall * np.clip(1.2 * s.person.soft.sample(c.u, c.v, z, offset_mm=53) - 2.4, 0, 0.6), -60.0, LABELS["fat"])
+    c.paint(c.coverage(s.cage + 1.5), s.tissue("fat") + 6, LABELS["fat"])
     return skin
 
 
-def _shell(s: Section, distance: FloatArray, cortex_mm: float, *, marrow_sd: float = 85.0) -> None:
-    """Paint a bone: cortex of some thickness around trabecular bone."""
-    c = s.canvas
-    rows, columns = np.nonzero(distance < c.pixel_mm)
-    if not len(rows):
-        return
-    w = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
-    grain = s.person.bone.sample(c.u[w], c.v[w], s.z) * np.float32(s.person.texture)
-    d = distance[w]
-    c.paint(c.coverage(d), s.person.hu["cortical"] * (1 + 0.06 * grain), LABELS["bone"], w)
-    # The inner edge of real cortex is spongy: let the grain move it.
-    inner = d + np.float32(cortex_mm) + 0.35 * grain
-    ramp = np.clip(0.5 - inner / np.float32(1.5 * c.pixel_mm), 0, 1)
-    c.paint(ramp, np.maximum(s.person.hu["trabecular"] + marrow_sd * grain, -40), LABELS["marrow"], w)
-
-
-def draw_ribs(s: Section) -> None:
+def draw_ribs(s: Trunk) -> None:
     """Ribs fall from back to front; in front they turn to cartilage, the lowest end at the side."""
     c, z = s.canvas, s.z
     _, b = cage_half(z)
-    slope, pitch = 0.55, 27.0
-    start = z + 0.45 * (b - c.v) + 0.3 * np.abs(c.u) + s.person.rib_phase_mm
+    slope, pitch = 0.4, 27.0
+    start = z + 0.34 * (b - c.v) + 0.22 * np.abs(c.u) + s.person.rib_phase_mm
     number = np.floor(start / pitch)
     along = ((start - number * pitch) - pitch / 2) / np.sqrt(1 + slope**2)
     across = s.cage - 4.5
@@ -91,19 +75,19 @@ def draw_ribs(s: Section) -> None:
     soft = common(distance, (c.v - end_v).astype(np.float32), (stop - c.v).astype(np.float32), exists.astype(np.float32))
     # Cartilage joins the sternum from about the seventh rib up, and the costal margin below it.
     c.paint(c.coverage(soft), s.person.hu["cartilage"] + 14 * s.soft, LABELS["soft tissue"])
-    _shell(s, bony, 1.1, marrow_sd=70)
+    s.bone(bony, 1.1, marrow_sd=100)
 
 
-def draw_sternum(s: Section) -> None:
+def draw_sternum(s: Trunk) -> None:
     """The breastbone, from the xiphoid up."""
     if not -8 < s.z < 140:
         return
     _, b = cage_half(s.z)
     half = float(np.interp(s.z, [-8, 10, 60, 100, 130], [5, 15, 16, 21, 26]))
-    _shell(s, s.canvas.ellipse(0, -b - 4.5, half, 5.2), 1.0, marrow_sd=60)
+    s.bone(s.canvas.ellipse(0, -b - 4.5, half, 5.2), 1.0, marrow_sd=85)
 
 
-def draw_scapulae(s: Section) -> None:
+def draw_scapulae(s: Trunk) -> None:
     """Shoulder blades: thin plates behind the upper ribs."""
     if s.z < 48:
         return
@@ -113,10 +97,10 @@ def draw_scapulae(s: Section) -> None:
         u0 = side * (a + 6)
         blade = s.canvas.ellipse(u0 - side * 4, 42, 3.0, 27 * grow, side * 0.62)
         edge = s.canvas.ellipse(u0 + side * 11, 22, 5.0, 9 * grow, side * 0.3)
-        _shell(s, blend(blade, edge, radius_mm=6), 1.3, marrow_sd=60)
+        s.bone(blend(blade, edge, radius_mm=6), 1.3, marrow_sd=85)
 
 
-def draw_spine(s: Section, skin: FloatArray) -> None:
+def draw_spine(s: Trunk, skin: FloatArray) -> None:
     """Vertebrae with discs, canal, arches and processes."""
     c, z = s.canvas, s.z
     lumbar = float(np.clip((-z - 20) / 60, 0, 1))
@@ -138,7 +122,7 @@ def draw_spine(s: Section, skin: FloatArray) -> None:
     body = common(body, -(canal - 0.5))
 
     if from_disc < half_disc:
-        c.paint(c.coverage(body), s.tissue("disc", 8), LABELS["soft tissue"])
+        c.paint(c.coverage(body), s.tissue("disc"), LABELS["soft tissue"])
         vertebra = np.full_like(body, FAR_MM)
     else:
         vertebra = body
@@ -158,22 +142,22 @@ def draw_spine(s: Section, skin: FloatArray) -> None:
     parts.append(c.ellipse(0, canal_v + 9 + 14 * tip, 2.6 + 1.4 * lumbar, 14 * tip + 2))
     arch = blend(*parts, radius_mm=3.5)
     arch = common(arch, -(canal - 0.3), skin + 9)
-    _shell(s, blend(vertebra, arch, radius_mm=2.0), 1.2 + (3.0 if from_disc < half_disc + 1.6 else 0.0))
+    s.bone(blend(vertebra, arch, radius_mm=2.0), 0.7 + (3.0 if from_disc < half_disc + 1.6 else 0.0))
     c.paint(c.coverage(canal + 1), s.person.hu["fat"] + 30, LABELS["fat"])
     c.paint(c.coverage(canal + 1.6), 14 + 3 * s.soft, LABELS["fluid"])
     c.paint(c.coverage(c.ellipse(0, canal_v - 0.5, 5.5, 4.2)), s.person.hu["cord"] + 8, LABELS["soft tissue"])
 
 
-def draw_back_muscles(s: Section) -> None:
+def draw_back_muscles(s: Trunk) -> None:
     """Psoas and crura: the muscles inside the wall, beside the lumbar spine."""
     c, z = s.canvas, s.z
     size = float(np.clip((-z - 70) / 70, 0, 1))
     for side in (-1.0, 1.0):
         if size > 0.1:
             psoas = c.ellipse(side * (28 + 6 * size), 58, 6 + 12 * size, 8 + 10 * size, side * 0.3)
-            c.paint(c.coverage(psoas + 1.2 * s.smooth), s.tissue("muscle", 8), LABELS["soft tissue"])
+            c.paint(c.coverage(psoas + 1.2 * s.smooth), s.tissue("muscle"), LABELS["soft tissue"])
             quadratus = c.ellipse(side * 56, 66, 15, 5 + 4 * size, side * 0.4)
-            c.paint(c.coverage(common(quadratus, s.cage - 2)), s.tissue("muscle", 8), LABELS["soft tissue"])
+            c.paint(c.coverage(common(quadratus, s.cage - 2)), s.tissue("muscle"), LABELS["soft tissue"])
         if -130 < z < -5:
             crus = c.ellipse(side * 17 + 1, 38, 3.2, 13, side * -0.45)
-            c.paint(c.coverage(crus + 0.5 * s.smooth), s.tissue("muscle", 8), LABELS["soft tissue"])
+            c.paint(c.coverage(crus + 0.5 * s.smooth), s.tissue("muscle"), LABELS["soft tissue"])

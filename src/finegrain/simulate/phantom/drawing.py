@@ -167,6 +167,18 @@ def ellipse_distance(
     return (f - 1) * f / np.maximum(steep, np.float32(1e-6))
 
 
+def superellipse_distance(
+    u: FloatArray, v: FloatArray, a_mm: FloatArray | float, b_mm: FloatArray | float, power: float
+) -> FloatArray:
+    """Signed distance to a superellipse |u/a|^n + |v/b|^n = 1 around the origin, right to first order at its edge."""
+    a, b, less = np.float32(a_mm), np.float32(b_mm), np.float32(power - 1)
+    p, q = np.abs(u) / a, np.abs(v) / b
+    p1, q1 = p**less, q**less
+    f = np.maximum(p1 * p + q1 * q, np.float32(1e-9)) ** np.float32(1 / power)
+    steep = np.sqrt((p1 / a) ** 2 + (q1 / b) ** 2) / np.maximum(f, np.float32(1e-4)) ** less
+    return (f - 1) / np.maximum(steep, np.float32(1e-6))
+
+
 def blend(*distances: FloatArray, radius_mm: float) -> FloatArray:
     """Union of shapes with rounded inner corners (polynomial smooth minimum of Quilez)."""
     out = distances[0]

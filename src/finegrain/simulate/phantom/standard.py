@@ -1,4 +1,4 @@
-"""Physical test phantoms of ellipses: anti-aliased images and the line integrals that a projector must reproduce.
+"""Physical test phantoms of ellipses and bars: anti-aliased images and the line integrals that a projector must reproduce.
 
 Positions in mm from the isocentre, which is the pixel with index n // 2 on both axes; x to the right (columns), y in
 the direction of growing rows. A ray is s = x cos θ + y sin θ.
@@ -81,23 +81,88 @@ class Ellipse:
 
 
 @dataclass(frozen=True)
+class Rectangle:
+    """A uniform rectangle whose value is added to what it lies on: a bar of a line pattern.
+
+    >>> float(Rectangle(center_mm=(0, 0), sides_mm=(4, 20), angle_rad=0, value=2.0).line_integral(0.0, 0.0))
+    40.0
+    """
+
+    center_mm: tuple[float, float]
+    sides_mm: tuple[float, float]
+    angle_rad: float
+    """Turn of the first side from x towards y."""
+    value: float
+    """In the unit of the image: HU, or 1/mm."""
+
+    def __post_init__(self) -> None:
+        if min(self.sides_mm) <= 0:
+            raise GeometryError(f"sides must be above 0 mm, got {self.sides_mm}")
+
+    @property
+    def area_mm2(self) -> float:
+        """Area in mm²."""
+        return self.sides_mm[0] * self.sides_mm[1]
+
+    def coverage(self, size: int, pixel_mm: float) -> FloatArray:
+        """Share of each pixel inside, from 32 × 32 points in the pixels near it (shape: y x)."""
+        axis = (np.arange(size) - size // 2) * pixel_mm
+        reach = (np.hypot(*self.sides_mm) / 2 + pixel_mm) ** 2
+        near = (axis[None, :] - self.center_mm[0]) ** 2 + (axis[:, None] - self.center_mm[1]) ** 2 < reach
+        rows, columns = np.nonzero(near)
+        step = ((np.arange(32) + 0.5) / 32 - 0.5) * pixel_mm
+        fine_x, fine_y = (g.ravel() for g in np.meshgrid(step, step))
+        dx = axis[columns][:, None] + fine_x - self.center_mm[0]
+        dy = axis[rows][:, None] + fine_y - self.center_mm[1]
+        cos, sin = np.cos(self.angle_rad), np.sin(self.angle_rad)
+        across, along = np.abs(cos * dx + sin * dy), np.abs(cos * dy - sin * dx)
+        out = np.zeros((size, size), dtype=np.float32)
+        out[rows, columns] = ((across < self.sides_mm[0] / 2) & (along < self.sides_mm[1] / 2)).mean(axis=1)
+        return out
+
+    def image(self, size: int, pixel_mm: float) -> FloatArray:
+        """The rectangle on zero background, in its value's unit (shape: y x)."""
+        return np.float32(self.value) * self.coverage(size, pixel_mm)
+
+    def line_integral(self, s_mm: ArrayLike, theta_rad: ArrayLike) -> NDArray[np.float64]:
+        """Value times chord in mm along the ray x cos θ + y sin θ = s; the arguments broadcast.
+
+        The projection of a rectangle is a trapezium: its flat top is the longest chord, its flanks fall with the product of the
+        direction's cosines.
+        """
+        s, theta = np.asarray(s_mm, dtype=np.float64), np.asarray(theta_rad, dtype=np.float64)
+        # Below 1e-12 the flanks are steeper than any sampling sees; the floor keeps the division defined.
+        cos, sin = (np.maximum(np.abs(part), 1e-12) for part in (np.cos(theta - self.angle_rad), np.sin(theta - self.angle_rad)))
+        a, b = self.sides_mm
+        off = np.abs(s - self.center_mm[0] * np.cos(theta) - self.center_mm[1] * np.sin(theta))
+        flank = ((a * cos + b * sin) / 2 - off) / (cos * sin)
+        return self.value * np.clip(flank, 0, np.minimum(a / sin, b / cos))
+
+
+@dataclass(frozen=True)
 class EllipsePhantom:
-    """Ellipses in air; each value is the HU that it adds, so water in air is +1000."""
+    """Ellipses, and bars on them, in air; each value is the HU that it adds, so water in air is +1000."""
 
     ellipses: tuple[Ellipse, ...]
+    bars: tuple[Rectangle, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[Ellipse | Rectangle, ...]:
+        """All that it is made of."""
+        return (*self.ellipses, *self.bars)
 
     def image(self, size: int, pixel_mm: float) -> FloatArray:
         """CT numbers in HU (shape: y x)."""
         out = np.full((size, size), AIR_HU, dtype=np.float32)
-        for ellipse in self.ellipses:
-            out += ellipse.image(size, pixel_mm)
+        for shape in self.shapes:
+            out += shape.image(size, pixel_mm)
         return out
 
     def line_integral(
         self, s_mm: ArrayLike, theta_rad: ArrayLike, *, mu_water_per_mm: float = MU_WATER_PER_MM
     ) -> NDArray[np.float64]:
         """Attenuation along rays, dimensionless: the exact sinogram of `image` for air without attenuation."""
-        total = sum(ellipse.line_integral(s_mm, theta_rad) for ellipse in self.ellipses)
+        total = sum(shape.line_integral(s_mm, theta_rad) for shape in self.shapes)
         return np.asarray(total) * (mu_water_per_mm / 1000)
 
 
@@ -150,6 +215,49 @@ def insert_phantom(inserts: Sequence[Insert] = CONTRAST_INSERTS, *, diameter_mm:
 def cct189_phantom() -> EllipsePhantom:
     """The low-contrast body for observer studies: 200 mm water with the four CCT189 rods at 40 mm."""
     return insert_phantom(CCT189_INSERTS)
+
+
+LINE_PAIRS_PER_CM = (3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+"""Frequencies of `line_pair_phantom`: from what every kernel shows to what hardly any does; the ACR phantom has 4 to 12."""
+
+LINE_PAIR_RING_MM = 55.0
+"""Distance of the patterns' centres from the isocentre."""
+
+LINE_PAIR_BAR_MM = 15.0
+"""Length of a bar, as the side of a pattern of the ACR phantom."""
+
+BARS_PER_PATTERN = 5
+
+
+def line_pair_centre(index: int) -> tuple[float, float, float]:
+    """Centre (x, y) in mm of pattern `index` of `line_pair_phantom`, and the direction from the isocentre to it in rad."""
+    angle = 2 * np.pi * index / len(LINE_PAIRS_PER_CM)
+    return LINE_PAIR_RING_MM * float(np.cos(angle)), LINE_PAIR_RING_MM * float(np.sin(angle)), angle
+
+
+def line_pair_phantom(*, contrast_hu: float = 1000.0, diameter_mm: float = 160.0) -> EllipsePhantom:
+    """A round water body with a ring of bar patterns, 3 to 12 line pairs per cm, their bars pointing to the isocentre.
+
+    Layout as in the high-resolution module of the Catphan; frequencies and bar length as in the ACR phantom. A line pair is a bar
+    and a gap of the same width.
+
+    Raises:
+        GeometryError: the patterns stick out of the body.
+    """
+    if diameter_mm / 2 < LINE_PAIR_RING_MM + LINE_PAIR_BAR_MM:
+        raise GeometryError(
+            f"the line pairs reach {LINE_PAIR_RING_MM + LINE_PAIR_BAR_MM:.0f} mm from the centre of a {diameter_mm:.0f} mm body; "
+            f"expected a diameter of {2 * (LINE_PAIR_RING_MM + LINE_PAIR_BAR_MM):.0f} mm or more"
+        )
+    body = Ellipse((0.0, 0.0), (diameter_mm / 2, diameter_mm / 2), 0.0, -AIR_HU)
+    bars = []
+    for index, per_cm in enumerate(LINE_PAIRS_PER_CM):
+        x, y, angle = line_pair_centre(index)
+        for place in np.arange(BARS_PER_PATTERN) - (BARS_PER_PATTERN - 1) / 2:
+            off = float(place) * 10 / per_cm
+            centre = x - off * float(np.sin(angle)), y + off * float(np.cos(angle))
+            bars.append(Rectangle(centre, (LINE_PAIR_BAR_MM, 5 / per_cm), angle, contrast_hu))
+    return EllipsePhantom((body,), tuple(bars))
 
 
 def water_disc(diameter_mm: float, size: int, pixel_mm: float) -> FloatArray:
