@@ -17,7 +17,7 @@ def test_every_command_named_exists(page):
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     text = page.read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^    .*$|`[^`]+`", text, flags=re.MULTILINE))
-    assert set(re.findall(r"(?:^|[\s`/])finegrain ([a-z]+)", code)) <= known
+    assert set(re.findall(r"(?:^|[\s`/])finegrain ([a-z-]+)", code)) <= known
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)`", text)) | set(re.findall(r"^    make ([a-z-]+)", text, re.MULTILINE)) <= targets
 

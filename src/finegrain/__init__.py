@@ -2,8 +2,9 @@
 
 The package in the order the data travels:
 
-    errors, hu, frequency, config   the ground that every stage stands on
-    scan                            DICOM in and out: `CTVolume`
+    errors, hu, config, frequency,
+        noise_power                 the ground that every stage stands on
+    scan                            DICOM and NIfTI in and out: `CTVolume`
     simulate                        normal dose → low dose; phantoms with exact truth
     pairs                           low dose beside normal dose, split by patient
     networks, train                 three block families on equal terms; the dual-domain loss

@@ -90,6 +90,104 @@ def demo(
 
 
 @app.command()
+def simulate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="DICOM CT series (folder or file), .nii, .nii.gz or .nrrd; or phantom:NAME with a region (thorax, abdomen, head, "
+            "pelvis, shoulder), water-MM, inserts, cct189, line-pairs, slab-female or slab-male.",
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="New folder, or that of a run that was stopped.")],
+    dose_fraction: Annotated[
+        list[float] | None,
+        typer.Option(help="Dose as a fraction of the normal one; repeat it for several doses; 0.25 if not given."),
+    ] = None,
+    mas: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Instead: mAs that a scan is to be brought to (repeatable). For a phantom: mAs of the normal dose (200)."
+        ),
+    ] = None,
+    photons: Annotated[
+        float | None, typer.Option(help="Photons per ray at normal dose; if not given, matched to the noise of the scan.")
+    ] = None,
+    kernel: Annotated[str | None, typer.Option(help="Reconstruction kernel, by name or file; that of the scan's header.")] = None,
+    scanner: Annotated[str, typer.Option(help="Fan geometry.")] = "siemens-definition",
+    bowtie: Annotated[str | None, typer.Option(help="Bow-tie filter: definition, sensation or none (definition).")] = None,
+    modulation: Annotated[float | None, typer.Option(help="Strength of the tube-current modulation along the angle (0.3).")] = None,
+    modulation_z: Annotated[float | None, typer.Option(help="Phantoms: strength of the modulation along z (0).")] = None,
+    electronic_noise: Annotated[
+        float | None, typer.Option(help="SD of the read-out in photons; by slice thickness if not given.")
+    ] = None,
+    adaptive_below: Annotated[
+        float | None, typer.Option(help="Photons per ray below which starved rays are averaged; 0 does nothing.")
+    ] = None,
+    crosstalk: Annotated[float | None, typer.Option(help="Share of a channel's signal that leaks into each neighbour (0).")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Phantoms: independent scans, or low doses that share the normal dose's noise (independent).")
+    ] = None,
+    polychromatic: Annotated[int | None, typer.Option(metavar="KVP", help="Phantoms: a beam of that tube voltage.")] = None,
+    patients: Annotated[int | None, typer.Option(help="Virtual patients (1).")] = None,
+    first_patient: Annotated[int | None, typer.Option(help="Anatomy seed of the first virtual patient (0).")] = None,
+    slices: Annotated[int | None, typer.Option(help="Slices of each virtual patient, or repeats of a test phantom (1).")] = None,
+    slice_mm: Annotated[float | None, typer.Option(help="Slice thickness in mm; that of the scan, or 3 for a phantom.")] = None,
+    size: Annotated[int | None, typer.Option(help="Rows and columns of a phantom image (512).")] = None,
+    pixel_mm: Annotated[
+        float | None, typer.Option(help="Pixel size of a phantom image; by the field of view that it needs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")] = None,
+    allow_lossy: Annotated[bool, typer.Option("--allow-lossy", help="Take images that were compressed with loss.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu, or cuda with the cuda extra.")] = "cpu",
+) -> None:
+    """Simulate low doses of a scan or a phantom: images, and a manifest with every parameter."""
+    from finegrain.config import SimulateConfig, config_of
+    from finegrain.simulate.run import MANIFEST, run_simulation
+
+    settings = {
+        "dose_fractions": dose_fraction or None,
+        "mas": mas or None,
+        "photons": photons,
+        "kernel": kernel,
+        "scanner": scanner,
+        "bowtie": bowtie,
+        "modulation": modulation,
+        "modulation_z": modulation_z,
+        "electronic_noise": electronic_noise,
+        "adaptive_below": adaptive_below,
+        "crosstalk": crosstalk,
+        "noise": noise,
+        "polychromatic_kvp": polychromatic,
+        "patients": patients,
+        "first_patient": first_patient,
+        "slices": slices,
+        "slice_mm": slice_mm,
+        "size": size,
+        "pixel_mm": pixel_mm,
+        "seed": seed,
+        "device": device,
+    }
+    with _progress() as bar:
+        task = bar.add_task("starting", total=None)
+        outcome = run_simulation(
+            source,
+            output,
+            config_of(SimulateConfig, settings),
+            series_uid=series,
+            allow_lossy=allow_lossy,
+            workers=workers,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None),
+        )
+    for note in outcome.notes:
+        print(f"note: {note}")
+    _print_table(outcome.title, outcome.table)
+    print(f"{outcome.caption}\n\nImages: {output}\nManifest: {output / MANIFEST}")
+
+
+@app.command()
 def denoise(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of a DICOM CT series (or one file).")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="New folder for the denoised series.")],
@@ -164,6 +262,35 @@ def study(
         )
     _print_table(settings.title, outcome.table)
     print(f"\n{outcome.scale_note}\nReport: {outcome.report}\nNumbers: {outcome.results}")
+
+
+@app.command(name="measure-kernel")
+def measure_kernel(
+    scan: Annotated[Path, typer.Argument(metavar="A", help="DICOM folder, NIfTI or NRRD file.")],
+    second: Annotated[Path | None, typer.Argument(metavar="[B]", help="The same slices once more; without, a single scan.")] = None,
+    out: Annotated[Path, typer.Option(help="YAML file of the kernel; give its path wherever a kernel is named.")] = Path(
+        "kernel.yaml"
+    ),
+    mode: Annotated[
+        str | None,
+        typer.Option(help="paired: two doses of one acquisition; repeated: two acquisitions; single: one scan, less exact."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the kernel; as in the header if not given.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the kernel to this PNG file.")] = None,
+) -> None:
+    """Measure a scanner's reconstruction kernel from the noise of its images, for the simulator to use."""
+    from finegrain.scan.read import read_scan
+    from finegrain.simulate.kernel_fit import as_figure_data, kernel_of_scans, measured_table, save_kernel
+
+    a, b = read_scan(scan), None if second is None else read_scan(second)
+    measured = kernel_of_scans(a, b, name=name or str(a.acquisition.get("ConvolutionKernel") or out.stem), mode=mode)
+    save_kernel(measured.kernel, out)
+    _print_table(measured.kernel.name, measured_table(measured))
+    if plot is not None:
+        from finegrain.figures import kernel_figure, save_png
+
+        save_png(kernel_figure(**as_figure_data(measured)), plot)
+    print(f"{measured.kernel.origin}\nkernel: {out}")
 
 
 @contextmanager

@@ -29,11 +29,78 @@ class Config(BaseModel):
 Split = Literal["train", "validation", "test"]
 
 
+class SimulateConfig(Config):
+    """One simulation. None stands for what the scan, or the phantom, decides; in an output folder nothing is left open.
+
+    Neither a path nor a UID belongs here: folders are named after patients surprisingly often.
+    """
+
+    source: str = Field("scan", pattern=r"^(scan|phantom:[a-z0-9-]+)$", description="scan, or phantom:NAME.")
+    source_hash: str | None = Field(None, description="Of the scan's pixels and geometry: which scan it was.")
+    dose_fractions: tuple[float, ...] | None = Field(
+        None, min_length=1, description="Each in (0, 1); 0.25 if nothing else is said."
+    )
+    mas: tuple[float, ...] | None = Field(
+        None,
+        min_length=1,
+        description="mAs. Of a scan: each a target, whose dose fraction follows from the mAs of the header. Of a phantom: one, the "
+        "normal dose.",
+    )
+    photons: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Photons per ray at full dose. A scan's are matched to the noise in its soft tissue, a phantom's are those of "
+        "200 mAs.",
+    )
+    kernel: str | None = Field(None, description="Reconstruction kernel: that of the scan's header; B30f for a phantom.")
+    kernel_frequency_per_mm: tuple[float, ...] | None = Field(
+        None, description="Where the kernel is known, so that it can be had again."
+    )
+    kernel_transfer: tuple[float, ...] | None = Field(None, description="W at these frequencies.")
+    scanner: str = Field("siemens-definition", description="Fan geometry.")
+    bowtie: str | None = Field(None, description="Bow-tie filter; this and the next five as in `Exposure`.")
+    modulation: float | None = Field(None, ge=0, le=1, description="Strength of the angular tube-current modulation.")
+    modulation_z: float | None = Field(None, ge=0, le=2, description="Strength of the modulation along z; phantoms only.")
+    electronic_noise: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="SD of the read-out in photons; by slice thickness."
+    )
+    adaptive_below: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Photons per ray below which neighbours are averaged; as scanners do."
+    )
+    crosstalk: float | None = Field(None, ge=0, lt=0.25, description="Share of a channel's signal that leaks into each neighbour.")
+    noise: Literal["independent", "shared"] | None = Field(
+        None,
+        description="independent: each dose of a phantom is a scan of its own. shared: the low doses hold the noise of the normal "
+        "dose and more, as those of a real scan always do.",
+    )
+    polychromatic_kvp: int | None = Field(None, description="A beam of that tube voltage with water correction; phantoms only.")
+    patients: int | None = Field(None, ge=1, description="Number of virtual patients.")
+    first_patient: int | None = Field(None, ge=0, description="Anatomy seed of the first; the next have the next seeds.")
+    slices: int | None = Field(None, ge=1, description="Slices of each patient, or repeats of a test phantom.")
+    slice_mm: float | None = Field(None, gt=0, allow_inf_nan=False, description="Slice thickness; for a scan that of the header.")
+    size: int | None = Field(None, ge=2, le=4096, description="Rows and columns of the images.")
+    pixel_mm: float | None = Field(None, gt=0, allow_inf_nan=False, description="Pixel size.")
+    seed: int = Field(0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        doses = self.dose_fractions or ()
+        if not all(0 < dose < 1 for dose in doses):
+            raise ValueError(f"each dose fraction must lie in (0, 1), got {', '.join(f'{dose:g}' for dose in doses)}")
+        if len({f"{dose:g}" for dose in doses}) < len(doses):
+            raise ValueError(f"two dose fractions are the same to six digits: {', '.join(f'{dose:g}' for dose in doses)}")
+        if not all(0 < mas < float("inf") for mas in self.mas or ()):
+            raise ValueError(f"mAs must be above 0, got {self.mas}")
+        return self
+
+
 class PhantomSource(Config):
     """Virtual patients: procedural anatomy with exact truth."""
 
     kind: Literal["phantom"] = "phantom"
-    region: Literal["thorax", "abdomen"] = "thorax"
+    region: Literal["thorax", "abdomen", "head", "pelvis", "shoulder"] = "thorax"
     patients: int = Field(4, ge=1, description="Number of virtual patients.")
     first_seed: int = Field(0, description="Anatomy seed of the first; the next have the next seeds.")
     slices: int = Field(2, ge=1, description="Slices of each patient.")
@@ -47,7 +114,7 @@ class PhantomSource(Config):
 
 
 class ScanSource(Config):
-    """A real normal-dose scan: a DICOM series or an NRRD volume; only the missing noise is added."""
+    """A real normal-dose scan: DICOM, NIfTI or NRRD; only the missing noise is added."""
 
     kind: Literal["scan"] = "scan"
     path: str = Field(description="Folder or file; relative paths start at the data root.")
@@ -259,6 +326,17 @@ def load_config(path: Path, kind: type[ConfigType]) -> ConfigType:
         return kind.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_error(error, kind)}") from None
+
+
+def config_of(kind: type[ConfigType], values: dict[str, Any]) -> ConfigType:
+    """A configuration of values, e.g. those of a command line.
+
+    Raises: ConfigError in one line that names the field.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_first_error(error, kind).removeprefix("the file: ")) from None
 
 
 def save_config(config: Config, path: Path) -> None:

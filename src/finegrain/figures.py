@@ -531,6 +531,48 @@ def _crop_rows(above: Sequence[Axes], below: Sequence[Axes], crop: CropView) -> 
     below[0].text(0, 1, text, transform=below[0].transAxes, va="top", fontsize=8)
 
 
+def kernel_figure(
+    name: str,
+    measured: tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]],
+    *,
+    nps: tuple[NDArray[np.floating], NDArray[np.floating]],
+    known: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
+) -> Figure:
+    """A measured reconstruction kernel with its error band among known ones, and the noise that it was measured from.
+
+    Args:
+        name: of the kernel.
+        measured: frequency in cycles/mm, W, and its standard error, NaN where W is extrapolated.
+        nps: frequency and noise power in HU² mm².
+        known: other kernels, name → (frequency, W).
+    """
+    frequency, transfer, error = (np.asarray(values) for values in measured)
+    true = np.isfinite(error)
+    end = int(np.flatnonzero(true)[-1])
+    with _styled():
+        figure = _figure(11.5, 3.8)
+        left, right = figure.subplots(1, 2)
+        for (other, (at, value)), colour, dashes in zip(known.items(), OTHERS, itertools.cycle(((5, 2), (1, 1.5), (6, 2, 1, 2)))):
+            left.plot(at, value, color=colour, linestyle=(0, dashes), linewidth=1.1, label=other)
+        low, high = (transfer - 2 * error)[true], (transfer + 2 * error)[true]
+        left.fill_between(frequency[true], low, high, color=BLUE, alpha=0.2, linewidth=0)
+        points = slice(1, end + 1)
+        left.plot(
+            frequency[points], transfer[points], color=BLUE, marker="o", markersize=3, label=f"{name} measured, ± 2 standard errors"
+        )
+        left.plot(frequency[:2], transfer[:2], color=BLUE, linestyle=":")
+        left.plot(frequency[end:], transfer[end:], color=BLUE, linestyle=":", label="extrapolated")
+        left.set(title="Kernel W(f) on the ramp", xlabel="spatial frequency  [cycles/mm]", xlim=(0, max(1.0, frequency[-1])))
+        left.set_ylim(0, max(1.1, 1.05 * float(high.max())))
+        left.grid(True, axis="y")
+        left.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.4, fontsize=8)
+        right.plot(*nps, color=BLUE)
+        right.set(title="Noise that it was measured from", ylabel="noise power  [HU² mm²]")
+        right.set(xlabel="spatial frequency  [cycles/mm]", xlim=(0, None), ylim=(0, None))
+        right.grid(True, axis="y")
+    return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file at 200 dpi."""
     with _styled():
