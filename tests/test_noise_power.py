@@ -77,3 +77,10 @@ def test_what_has_no_spectrum_is_refused():
         nps_2d(np.zeros((0, 8, 8)), pixel_mm=1.0)
     with pytest.raises(DataError, match="square"):
         nps_2d(np.zeros((3, 8, 9)), pixel_mm=1.0)
+    with pytest.raises(DataError, match="square"):
+        nps_2d(np.zeros((3, 1, 1)), pixel_mm=1.0)
+    for pixel_mm in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(DataError, match=f"pixel size, got {pixel_mm} mm"):
+            nps_2d(white(2), pixel_mm=pixel_mm)
+    with pytest.raises(DataError, match="1 pixels of the ROIs are NaN"):
+        nps_2d(np.where(np.arange(SIZE * SIZE).reshape(1, SIZE, SIZE) == 5, np.nan, 0.0), pixel_mm=1.0)

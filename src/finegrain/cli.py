@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finegrain import __version__
-from finegrain.errors import FinegrainError
+from finegrain.errors import ConfigError, FinegrainError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -113,6 +113,9 @@ def simulate(
     photons: Annotated[
         float | None, typer.Option(help="Photons per ray at normal dose; if not given, matched to the noise of the scan.")
     ] = None,
+    photons_from: Annotated[
+        str, typer.Option(help="Scans: find the photons from the noise of the image, or from the mas in the header.")
+    ] = "image",
     kernel: Annotated[str | None, typer.Option(help="Reconstruction kernel, by name or file; that of the scan's header.")] = None,
     scanner: Annotated[str, typer.Option(help="Fan geometry.")] = "siemens-definition",
     bowtie: Annotated[str | None, typer.Option(help="Bow-tie filter: definition, sensation or none (definition).")] = None,
@@ -151,6 +154,7 @@ def simulate(
         "dose_fractions": dose_fraction or None,
         "mas": mas or None,
         "photons": photons,
+        "photons_from": photons_from,
         "kernel": kernel,
         "scanner": scanner,
         "bowtie": bowtie,
@@ -284,12 +288,15 @@ def measure_kernel(
 
     a, b = read_scan(scan), None if second is None else read_scan(second)
     measured = kernel_of_scans(a, b, name=name or str(a.acquisition.get("ConvolutionKernel") or out.stem), mode=mode)
-    save_kernel(measured.kernel, out)
-    _print_table(measured.kernel.name, measured_table(measured))
     if plot is not None:
         from finegrain.figures import kernel_figure, save_png
 
-        save_png(kernel_figure(**as_figure_data(measured)), plot)
+        try:
+            save_png(kernel_figure(**as_figure_data(measured)), plot)
+        except OSError as error:
+            raise ConfigError(f"plot {plot} cannot be written: {error.strerror}; check the folder") from None
+    save_kernel(measured.kernel, out)
+    _print_table(measured.kernel.name, measured_table(measured))
     print(f"{measured.kernel.origin}\nkernel: {out}")
 
 

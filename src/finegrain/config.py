@@ -53,6 +53,11 @@ class SimulateConfig(Config):
         description="Photons per ray at full dose. A scan's are matched to the noise in its soft tissue, a phantom's are those of "
         "200 mAs.",
     )
+    photons_from: Literal["image", "mas"] = Field(
+        "image",
+        description="How a scan's photons are found: image, from the noise in its soft tissue; mas, from mAs, kVp and slice "
+        "thickness in its header, by what a Siemens Definition AS+ needs.",
+    )
     kernel: str | None = Field(None, description="Reconstruction kernel: that of the scan's header; B30f for a phantom.")
     kernel_frequency_per_mm: tuple[float, ...] | None = Field(
         None, description="Where the kernel is known, so that it can be had again."
@@ -87,8 +92,8 @@ class SimulateConfig(Config):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         doses = self.dose_fractions or ()
-        if not all(0 < dose < 1 for dose in doses):
-            raise ValueError(f"each dose fraction must lie in (0, 1), got {', '.join(f'{dose:g}' for dose in doses)}")
+        if not all(0.001 <= dose < 1 for dose in doses):
+            raise ValueError(f"each dose fraction must lie in [0.001, 1), got {', '.join(f'{dose:g}' for dose in doses)}")
         if len({f"{dose:g}" for dose in doses}) < len(doses):
             raise ValueError(f"two dose fractions are the same to six digits: {', '.join(f'{dose:g}' for dose in doses)}")
         if not all(0 < mas < float("inf") for mas in self.mas or ()):
@@ -102,7 +107,7 @@ class PhantomSource(Config):
     kind: Literal["phantom"] = "phantom"
     region: Literal["thorax", "abdomen", "head", "pelvis", "shoulder"] = "thorax"
     patients: int = Field(4, ge=1, description="Number of virtual patients.")
-    first_seed: int = Field(0, description="Anatomy seed of the first; the next have the next seeds.")
+    first_seed: int = Field(0, ge=0, description="Anatomy seed of the first; the next have the next seeds.")
     slices: int = Field(2, ge=1, description="Slices of each patient.")
     slice_mm: float = Field(12.0, gt=0, description="Distance between these slices in mm.")
     noise: Literal["independent", "inserted"] = Field(
@@ -151,7 +156,7 @@ class PairsConfig(Config):
     )
     test_fraction: float = Field(0.4, ge=0, lt=1, description="Share of the patients kept for the test.")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the patients kept for validation.")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -237,7 +242,7 @@ class TrainConfig(Config):
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     validate_every: int = Field(250, ge=1, description="Steps between validations.")
     threads: int = Field(2, ge=1, description="CPU threads.")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class TrainingRun(Config):

@@ -55,7 +55,7 @@ def nps_2d(rois_hu: NDArray, *, pixel_mm: float, detrend: Detrend = "mean") -> N
     Each ROI loses its mean, or the plane or quadratic surface that fits it best, with that share of its low-frequency
     noise. For the difference of two images of equal, independent noise, give difference/√2.
 
-    Shape: rois_hu (n, y, x) with y = x. Raises: DataError if there is no ROI or it is not square.
+    Shape: rois_hu (n, y, x) with y = x. Raises: DataError as `periodograms` does.
     Source: ICRU 87 (2012), |FFT|² · pixel² / pixels, ensemble mean.
     """
     return mean_nps(periodograms(rois_hu, pixel_mm=pixel_mm, detrend=detrend), pixel_mm=pixel_mm)
@@ -71,10 +71,15 @@ def periodograms(
             frequencies from leaking into weak ones, at the price of a lower resolution.
 
     Shape: rois_hu (n, y, x) with y = x, taper (y, x) → (n, y, x).
-    Raises: DataError if there is no ROI or it is not square.
+    Raises: DataError if there is no ROI, it is not square, holds NaN, or its pixels have no size.
     """
-    if rois_hu.ndim != 3 or rois_hu.shape[1] != rois_hu.shape[2] or len(rois_hu) == 0:
+    if rois_hu.ndim != 3 or rois_hu.shape[1] != rois_hu.shape[2] or len(rois_hu) == 0 or rois_hu.shape[1] < 2:
         raise DataError(f"expected one or more square ROIs of shape (n, y, x), got {rois_hu.shape}")
+    if not 0 < pixel_mm < np.inf:
+        raise DataError(f"expected a positive pixel size, got {pixel_mm} mm")
+    if not np.isfinite(rois_hu).all():
+        bad = np.count_nonzero(~np.isfinite(rois_hu))
+        raise DataError(f"{bad} pixels of the ROIs are NaN or infinite; a spectrum needs finite HU")
     residual = _detrended(np.asarray(rois_hu, dtype=np.float64), detrend)
     if taper is not None:
         residual *= taper / np.sqrt(np.mean(np.square(taper)))

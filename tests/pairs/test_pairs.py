@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finegrain.config import PairsConfig, PhantomSource, ScanSource
-from finegrain.errors import DataError
+from finegrain.errors import DataError, GeometryError
 from finegrain.hu import HURange
 from finegrain.pairs.build import _sides, build_pairs
 from finegrain.pairs.dataset import PatchSampler
@@ -77,6 +78,18 @@ def test_a_finished_build_is_read_back_and_another_configuration_refused(built):
     assert build_pairs(config, folder, data_root=folder) == pairs
     with pytest.raises(DataError, match="another configuration"):
         build_pairs(config.model_copy(update={"seed": 1}), folder, data_root=folder)
+
+
+def test_a_scan_whose_pixels_are_not_square_is_refused_at_once_with_their_size(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((64, 64, 2), dtype=np.int16), np.diag([0.7, 0.9, 3.0, 1.0])), tmp_path / "a.nii")
+    config = PairsConfig(
+        sources=(ScanSource(path="a.nii", patient="a", split="test"), PhantomSource(split="train", patients=8, slices=1)),
+        size=192,
+        pixel_mm=(1.9, 1.9),
+    )
+    with pytest.raises(GeometryError, match=r"got 0\.9 × 0\.7 mm in a\.nii"):
+        build_pairs(config, tmp_path / "pairs", data_root=tmp_path, workers=1)
+    assert len(list((tmp_path / "pairs").glob(".*.rows"))) < 4, "the other tasks are not waited for"
 
 
 def test_a_manifest_with_a_patient_on_two_sides_is_refused(built, tmp_path):

@@ -15,7 +15,7 @@ from finegrain.simulate.acquire import (
     simulate_low_dose,
     soft_tissue_noise,
 )
-from finegrain.simulate.dose import COUNT_FLOOR, Exposure, log_bias, measure, tube_current
+from finegrain.simulate.dose import COUNT_FLOOR, Exposure, _element_taps, log_bias, measure, tube_current
 from finegrain.simulate.fbp import KERNELS, filtered_backprojection, hann_kernel
 from finegrain.simulate.geometry import ParallelBeam
 from finegrain.simulate.projector import Projector
@@ -248,6 +248,16 @@ def test_adaptive_averaging_makes_starved_rays_less_noisy_and_less_biased_and_le
     # All that is left of the treatment is the bias of the logarithm, 1/(2c), of the c photons of a detector element.
     elements_per_cell = _flat_counts(plain, counts=2000.0)[2].rays_per_cell[200]
     np.testing.assert_allclose(fed[0] - fed[1], elements_per_cell / 4000, rtol=0.1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 10, 17, 35])
+def test_the_running_mean_of_an_element_has_its_variance_whatever_the_cell(n):
+    """Also where a whole number of cells makes an element, but for rounding."""
+    for share in (np.nextafter(1 / n, 0), 1 / n, np.nextafter(1 / n, 1), 0.93 / n):
+        taps = _element_taps(share)
+        assert taps.sum() == pytest.approx(1, abs=1e-6)
+        assert np.square(taps).sum() == pytest.approx(min(share, 1.0), rel=1e-5)
+        assert taps.min() >= 0
 
 
 def test_the_bias_of_few_counts_is_that_of_whole_detector_elements():

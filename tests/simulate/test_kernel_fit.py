@@ -1,12 +1,13 @@
 """A kernel is measured back from the noise that it made, by theory, through the simulator, and from files."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from finegrain.cli import app
+from finegrain.cli import app, main
 from finegrain.errors import ConfigError, DataError, ScanError
 from finegrain.scan.nifti import write_nifti
 from finegrain.scan.volume import CTVolume
@@ -175,6 +176,13 @@ def test_the_number_of_scans_fits_the_mode():
         kernel_of_scans(scan, name="x", mode="triple")
 
 
+def test_two_scans_of_different_kernels_are_refused():
+    noise = ramp_noise(SHARP, 2)
+    soft, sharp = (replace(scan_of(noise[n : n + 1]), acquisition={"ConvolutionKernel": k}) for n, k in enumerate(("UB", "YA")))
+    with pytest.raises(ScanError, match="have the kernels UB and YA, expected one"):
+        kernel_of_scans(soft, sharp, name="x")
+
+
 def test_a_single_scan_is_trusted_only_above_its_anatomy_and_says_so():
     kernel = hann_kernel("sharp", cutoff_per_mm=1.0)
     y, x = np.mgrid[:256, :256] * PIXEL_MM
@@ -233,3 +241,16 @@ def test_the_command_measures_saves_and_draws(tmp_path):
     assert "NPS, mean" in done.output and str(out) in done.output.replace("\n", "")
     assert find_kernel(str(out)).name == "mine"
     assert plot.stat().st_size > 10_000
+
+
+def test_a_plot_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    write_nifti(scan_of(np.rint(ramp_noise(SHARP, 2))), tmp_path / "a.nii.gz")
+    out, plot = tmp_path / "kernel.yaml", tmp_path / "none" / "kernel.png"
+    monkeypatch.setattr(
+        sys, "argv", ["finegrain", "measure-kernel", str(tmp_path / "a.nii.gz"), "--out", str(out), "--plot", str(plot)]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "cannot be written" in said and len(said.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]

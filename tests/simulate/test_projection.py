@@ -146,6 +146,11 @@ def test_noise_made_with_a_sharp_kernel_takes_the_spectrum_of_a_soft_one():
         (lambda: ParallelBeam.covering(size=512, pixel_mm=3.0), "beyond the source"),
         (lambda: FanBeam(source_iso_mm=1200), "isocentre"),
         (lambda: Projector(ParallelBeam(n_detector=10), size=64, pixel_mm=1.0), "detector covers"),
+        (lambda: _projector(64, 1.0).forward(np.zeros((2, 32, 64))), r"64 × 64 pixels, got shape \(2, 32, 64\)"),
+        (lambda: resample_and_rekernel(np.zeros((8, 8)), pixel_mm=1.0, new_pixel_mm=0.0), "8 mm .* pixels of 0.0 mm"),
+        (lambda: resample_and_rekernel(np.zeros((8, 8)), pixel_mm=1.0, new_pixel_mm=3.0), "8 mm .* pixels of 3.0 mm"),
+        (lambda: resample_and_rekernel(np.zeros((8, 8)), pixel_mm=1.0, new_pixel_mm=np.nan), "pixels of nan mm"),
+        (lambda: resample_and_rekernel(np.zeros((8, 8)), pixel_mm=0.0, new_pixel_mm=1.0), "8 pixels of 0.0 mm"),
         (lambda: filtered_backprojection(np.zeros((3, 4)), _projector(64, 1.0), kernel=KERNELS["ramp"]), "sinogram of"),
     ],
 )
@@ -154,7 +159,16 @@ def test_impossible_geometry_is_refused_with_the_number(make, word):
         make()
 
 
-@pytest.mark.parametrize("f_w", [((0.0, 0.5, 0.4), (1.0, 0.5, 0.0)), ((0.0, 0.5), (0.9, 0.0)), ((0.1, 0.5), (1.0, 0.0))])
+@pytest.mark.parametrize(
+    "f_w",
+    [
+        ((0.0, 0.5, 0.4), (1.0, 0.5, 0.0)),
+        ((0.0, 0.5), (0.9, 0.0)),
+        ((0.1, 0.5), (1.0, 0.0)),
+        ((0.0, 0.5), (1.0, np.nan)),
+        ((0.0, np.inf), (1.0, 0.0)),
+    ],
+)
 def test_a_kernel_that_would_change_hu_is_refused(f_w):
     with pytest.raises(ConfigError, match="kernel broken"):
         ReconKernel("broken", *f_w, origin="test")

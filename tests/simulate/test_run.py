@@ -25,7 +25,7 @@ from finegrain.simulate.dose import COUNT_FLOOR, PHOTONS_PER_MAS_MM, Exposure
 from finegrain.simulate.fbp import find_kernel
 from finegrain.simulate.geometry import find_scanner
 from finegrain.simulate.manifest import SimulatedImage, image_sha256, read_manifest, write_manifest
-from finegrain.simulate.one_slice import starved_share, stream_seed
+from finegrain.simulate.one_slice import SliceTask, load_facts, starved_share, stream_seed
 from finegrain.simulate.phantom import water_disc
 from finegrain.simulate.run import run_simulation
 
@@ -211,6 +211,22 @@ def test_target_mas_give_the_dose_by_the_header(scan, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+def test_photons_can_come_from_the_mas_of_the_header(scan, tmp_path):
+    """200 mAs in the header; the noise of the image asks for another number, and the reader is told when both differ."""
+    outcome = run_simulation(scan, tmp_path / "out", _config(photons=None, photons_from="mas"))
+    rows = read_manifest(tmp_path / "out")
+    volume = read_series(scan)
+    expected = Exposure.from_mas(200.0, slice_mm=volume.thickness_mm, kvp=float(volume.acquisition["KVP"])).photons
+    assert np.median([row.photons for row in rows]) == pytest.approx(expected, rel=1e-3)
+    assert not any("photons per ray" in note for note in outcome.notes)
+    told = run_simulation(scan, tmp_path / "other", _config(photons=2 * expected))
+    assert any("--photons-from mas" in note for note in told.notes)
+    path = _write_dicom(tmp_path / "untold", _water(), Exposure=None)
+    with pytest.raises(ConfigError, match="no Exposure"):
+        run_simulation(path, tmp_path / "refused", _config(photons=None, photons_from="mas"))
+    assert not (tmp_path / "refused").exists()
+
+
 def test_every_parameter_of_an_exposure_is_kept():
     names = {field.name for field in fields(Exposure)}
     assert names <= set(SimulateConfig.model_fields) and names <= {field.name for field in fields(SimulatedImage)}
@@ -262,6 +278,22 @@ def _not_a_number(folder):
     return folder / "scan.nrrd"
 
 
+def _coronal(folder):
+    return _write_dicom(folder, _water(n=1), ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+
+
+def _attenuation(folder):
+    return _nifti(folder, 0.019 * (1 + _water() / 1000))
+
+
+def _metres(folder):
+    return _nifti(folder, _water(), pixel_mm=PIXEL_MM / 1000)
+
+
+def _nifti(folder, values, pixel_mm=PIXEL_MM):
+    return write_nifti(CTVolume.from_array(values, pixel_mm=pixel_mm, slice_mm=3.0), folder / "scan.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("make", "values", "error", "match"),
     [
@@ -269,6 +301,9 @@ def _not_a_number(folder):
         (_oblong, {}, GeometryError, "square images"),
         (_unknown_kernel, {}, ConfigError, "'Xy99' is not known; .*B30f.*measure-kernel"),
         (_not_a_number, {"kernel": "B30f"}, GeometryError, "1 pixels of the scan are NaN"),
+        (_coronal, {}, GeometryError, "expected axial"),
+        (_attenuation, {"kernel": "B30f"}, GeometryError, "darkest pixel .* expected HU"),
+        (_metres, {"kernel": "B30f"}, GeometryError, "0.24 × 0.24 mm, expected 20 to 1000 mm"),
     ],
 )
 def test_a_scan_that_cannot_be_simulated_leaves_nothing(tmp_path, make, values, error, match):
@@ -281,8 +316,8 @@ def test_a_scan_that_cannot_be_simulated_leaves_nothing(tmp_path, make, values, 
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["phantom:water-200", "{out}", "--dose-fraction", "1.5"], "each dose fraction must lie in (0, 1)"),
-        (["phantom:water-200", "{out}", "--dose-fraction", "nan"], "each dose fraction must lie in (0, 1)"),
+        (["phantom:water-200", "{out}", "--dose-fraction", "1.5"], "each dose fraction must lie in [0.001, 1)"),
+        (["phantom:water-200", "{out}", "--dose-fraction", "nan"], "each dose fraction must lie in [0.001, 1)"),
         (["phantom:water-200", "{out}", "--dose-fraction", "0.1", "--dose-fraction", "0.1"], "the same to six digits"),
         (["phantom:nose", "{out}"], "unknown phantom 'nose'; known are thorax"),
         (["phantom:water-200", "{out}", "--kernel", "nothing"], "kernel"),
@@ -292,6 +327,9 @@ def test_a_scan_that_cannot_be_simulated_leaves_nothing(tmp_path, make, values, 
         (["phantom:water-200", "{out}", "--polychromatic", "90"], "no spectrum of 90 kVp"),
         (["phantom:water-200", "{out}", "--patients", "2"], "--patients is for virtual patients"),
         (["phantom:water-200", "{out}", "--pixel-mm", "3"], "beyond the source"),
+        (["phantom:water-200", "{out}", "--photons", "1e300"], "photons of 1e+300, expected 1 to 1e+12"),
+        (["phantom:water-200", "{out}", "--mas", "1e-30"], "photons of"),
+        (["phantom:water-200", "{out}", "--electronic-noise", "1e30"], "electronic_noise of 1e+30, expected 0 to 10000"),
         (["phantom:water-200", "{out}", "--workers", "0"], "at least one worker"),
         (["phantom:water-400", "{out}", "--size", "96", "--pixel-mm", "2.5"], "cut the body"),
         (["phantom:thorax", "{out}", "--size", "128", "--pixel-mm", "1"], "cut the body"),
@@ -329,3 +367,30 @@ def test_a_nifti_keeps_its_geometry(tmp_path):
     after = nib.load(tmp_path / "out" / "dose-0.25.nii.gz")
     assert np.array_equal(before.affine, after.affine) and before.shape == after.shape
     assert 5 < (after.get_fdata() - before.get_fdata())[30:60, 30:60].std() < 100
+
+
+def _emptied(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda out: (out / "manifest.csv").write_text("x\n"), "manifest.csv is damaged"),
+        (lambda out: (out / "provenance.json").write_text("{"), "provenance.json is damaged"),
+        (lambda out: [(out / "manifest.csv").unlink(), _emptied(out / "dose-0.25" / "IM0002.dcm")], "delete it and run again"),
+    ],
+)
+def test_a_finished_run_that_was_damaged_is_told_in_one_line(scan, tmp_path, damage, match):
+    run_simulation(scan, tmp_path / "out", _config(), workers=1)
+    damage(tmp_path / "out")
+    with pytest.raises(DataError, match=match) as told:
+        run_simulation(scan, tmp_path / "out", _config(), workers=1)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_finished_slice_that_was_damaged_is_told_in_one_line(tmp_path):
+    task = SliceTask(_config(), "scan-0", 0, anatomy=0, photons=1.0)
+    (tmp_path / task.file).write_bytes(b"PK cut off")
+    with pytest.raises(DataError, match="delete this file and run again"):
+        load_facts(tmp_path, task)

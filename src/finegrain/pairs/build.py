@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.config import PairsConfig, PhantomSource, ScanSource, Source, Split
-from finegrain.errors import DataError
+from finegrain.errors import DataError, GeometryError
 from finegrain.files import write_whole
 from finegrain.pairs.manifest import MANIFEST, Pair, read_manifest, split_patients, store_images, write_manifest
 from finegrain.scan.read import read_scan
 from finegrain.scan.volume import CTVolume
-from finegrain.simulate.acquire import Scanner, matching_exposure, scanner_of, soft_tissue_noise
+from finegrain.simulate.acquire import Scanner, matching_exposure, scanner_of
 from finegrain.simulate.dose import Exposure, scanner_settings
 from finegrain.simulate.fbp import find_kernel, resample_and_rekernel
 from finegrain.simulate.phantom import VirtualPatient
@@ -69,10 +69,13 @@ def build_pairs(
     pairs: list[Pair] = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(_run, task, config, folder, data_root) for task in tasks]
-        for done, future in enumerate(as_completed(waiting), start=1):
-            pairs += future.result()
-            if progress:
-                progress(done, len(tasks))
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                pairs += future.result()
+                if progress:
+                    progress(done, len(tasks))
+        finally:
+            pool.shutdown(cancel_futures=True)  # else an error of the first task would be told after the last
     pairs.sort(key=lambda pair: pair.key)
     write_manifest(folder, pairs)
     for rows in folder.glob(".*.rows"):
@@ -181,6 +184,9 @@ def _scan_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Path)
     source = task.source
     assert isinstance(source, ScanSource)
     volume = _read_cached(data_root / source.path)
+    if not np.isclose(*volume.pixel_mm, rtol=1e-3):
+        y_mm, x_mm = volume.pixel_mm
+        raise GeometryError(f"pairs need square pixels, got {y_mm:.4g} × {x_mm:.4g} mm in {source.path}")
     generator = np.random.default_rng(task.seed)
     own = find_kernel(source.own_kernel) if source.own_kernel else None
     for number in task.slices:
@@ -192,10 +198,11 @@ def _scan_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Path)
             hu, pixel_mm = resample_and_rekernel(
                 hu, pixel_mm=volume.pixel_mm[0], new_pixel_mm=pixel_mm, own=own, target=kernel if own else None
             )
-            one = CTVolume.from_array(hu[None], pixel_mm=pixel_mm, slice_mm=volume.slice_mm)
-            if not soft_tissue_noise(hu, hu, pixel_mm=pixel_mm) > 0:
-                continue  # NaN: a slice with too little soft tissue to tell its noise, so its dose cannot be known
-            exposure = matching_exposure(one, kernel=kernel)
+            one = CTVolume.from_array(hu[None], pixel_mm=pixel_mm, slice_mm=volume.thickness_mm)
+            try:
+                exposure = matching_exposure(one, kernel=kernel)
+            except GeometryError:
+                continue  # too little soft tissue to tell the noise of this slice, so its dose cannot be known
             scanner = scanner_of(one, kernel=kernel, exposure=exposure)
             low_dose = hu + scanner.missing_noise_hu(hu, dose_fraction=draw.dose_fraction, generator=generator)
             yield _store(folder, task, number, repeat, draw, exposure, pixel_mm, [low_dose, hu], "scan")

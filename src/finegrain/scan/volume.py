@@ -64,6 +64,11 @@ class CTVolume:
             acquisition=dict(acquisition or {}),
         )
 
+    @property
+    def thickness_mm(self) -> float:
+        """SliceThickness of the header; the distance of the slices where it tells none. Overlapping slices are thicker."""
+        return float(self.acquisition.get("SliceThickness") or self.slice_mm)
+
     def with_hu(self, hu: NDArray) -> CTVolume:
         """The same scan with other CT numbers, e.g. after simulation or denoising; padding keeps its values."""
         if hu.shape != self.hu.shape:

@@ -99,9 +99,9 @@ class Scanner:
         Shape: (y, x).
         Raises: GeometryError if the body reaches out of the field of view.
         """
-        doses = [dose_fraction] if isinstance(dose_fraction, int | float) else list(dose_fraction)
-        self.check_inside(hu)
+        doses = np.atleast_1d(np.asarray(dose_fraction, dtype=np.float64)).tolist()
         sinogram = self.line_integrals(hu)
+        self.check_inside(hu)
         full = measure(sinogram, self.beam, self.exposure, dose_fraction=1.0, generator=generator)
         measured, starved = [full.line_integrals], [full.starved_share]
         for dose in doses:
@@ -214,7 +214,7 @@ def needed_margin(images_hu: NDArray[np.floating]) -> int:
     size = images_hu.shape[-1]
     axis = np.arange(size) - size // 2
     outside = np.hypot(axis[:, None], axis[None, :]) > (size - 1) / 2
-    share = np.mean(np.asarray(images_hu)[..., outside] > -300)
+    share = np.mean(np.asarray(images_hu)[..., outside] > BODY_HU)
     return math.ceil(size * (math.sqrt(2) - 1) / 2) + 1 if share > 0.002 else 0
 
 
@@ -223,7 +223,7 @@ def simulate_low_dose(volume: CTVolume, *, dose_fraction: float, kernel: ReconKe
 
     The exposure should be that of the scan: see `matching_exposure`.
     """
-    slices = (low for low in iterate_low_dose(volume, dose_fraction=dose_fraction, kernel=kernel, exposure=exposure, seed=seed))
+    slices = iterate_low_dose(volume, dose_fraction=dose_fraction, kernel=kernel, exposure=exposure, seed=seed)
     return volume.with_hu(np.stack(list(slices)))
 
 
@@ -287,7 +287,7 @@ def matching_exposure(
 
     Raises: GeometryError if no slice has soft tissue enough, or noise at all, to measure.
     """
-    start = exposure or Exposure(**scanner_settings(volume.slice_mm))
+    start = exposure or Exposure(**scanner_settings(volume.thickness_mm))
     scanner = scanner_of(volume, kernel=kernel, exposure=start, fan=fan)
     relative = photons_along_z(volume, start) / start.photons
     photons = []
@@ -313,7 +313,7 @@ def relative_noise(
 ) -> float:
     """Noise of an image over that of two independent simulations of its noise, in soft tissue; NaN where there is too little.
 
-    Square by square, so that where in the body the noise is does not matter; the lowest decile of the ratios, for a square
+    Square by square, so that where in the body the noise is does not matter; the lower quartile of the ratios, for a square
     with an edge in it has too much, over that of one simulation to the other, which is what chance makes of equal noise.
     Shape: (y, x) each.
     """
@@ -321,7 +321,7 @@ def relative_noise(
     image, first, second = (squares.fine_sd(one) for one in (image_hu, *simulated_hu))
     if not squares.enough or min(first.min(), second.min()) == 0:
         return float("nan")
-    low = [np.quantile(a / b, 0.1) for a, b in ((image, first), (image, second), (first, second), (second, first))]
+    low = [np.quantile(a / b, 0.25) for a, b in ((image, first), (image, second), (first, second), (second, first))]
     return float(np.sqrt(low[0] * low[1] / (low[2] * low[3])))
 
 

@@ -13,6 +13,7 @@ from scipy.interpolate import PchipInterpolator
 
 from finegrain.errors import ConfigError, GeometryError
 from finegrain.hu import mu_to_hu
+from finegrain.simulate.geometry import check_grid
 from finegrain.simulate.projector import Projector
 
 
@@ -36,6 +37,8 @@ class ReconKernel:
         f, w = self.frequency_per_mm, self.transfer
         if len(f) != len(w) or len(f) < 2 or f[0] != 0 or any(b <= a for a, b in pairwise(f)):
             raise ConfigError(f"kernel {self.name}: expected rising frequencies from 0 and one transfer value for each")
+        if not np.isfinite((*f, *w)).all():
+            raise ConfigError(f"kernel {self.name}: expected finite frequencies and transfer values, got {(*f, *w)}")
         if w[0] != 1:
             raise ConfigError(f"kernel {self.name}: W(0) must be 1 or HU change, got {w[0]}")
 
@@ -73,7 +76,7 @@ KERNELS: dict[str, ReconKernel] = {
         ReconKernel(
             "D45f",
             (*_MEASURED_AT, 0.9, 1.2),
-            (1.0, 0.934, 0.929, 0.907, 0.889, 0.866, 0.838, 0.812, 0.784, 0.756, 0.713, 0.657, 0.568, 0.28, 0.0),
+            (1.0, 0.957, 0.952, 0.930, 0.911, 0.888, 0.859, 0.832, 0.804, 0.775, 0.731, 0.673, 0.582, 0.29, 0.0),
             f"{_MEASURED}, 18 slices; above 0.7 cycles/mm extrapolated",
         ),
         ReconKernel(
@@ -158,11 +161,14 @@ def resample_and_rekernel(
     nothing. The size is rounded to even pixels, so the pixel size that comes out differs a little from the one asked for.
 
     Shape: (y, x) → (y', x'), and the new pixel size in mm.
-    Raises: GeometryError for a slice that is not square.
+    Raises: GeometryError for a slice that is not square, or pixels that are not positive or leave fewer than 4 of them.
     """
     if hu.shape[-2] != hu.shape[-1]:
         raise GeometryError(f"resampling needs square slices, got {hu.shape[-2]} × {hu.shape[-1]} pixels")
     size = hu.shape[-1]
+    check_grid(size, pixel_mm)
+    if not 0 < new_pixel_mm <= size * pixel_mm / 4:
+        raise GeometryError(f"{size * pixel_mm:g} mm cannot be resampled to pixels of {new_pixel_mm} mm; take at least 4 pixels")
     new_size = 2 * round(size * pixel_mm / new_pixel_mm / 2)
     frequency = scipy.fft.fftfreq(size, pixel_mm)
     spectrum = scipy.fft.fft2(np.asarray(hu, dtype=np.float32))

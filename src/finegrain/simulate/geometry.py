@@ -48,12 +48,12 @@ class FanBeam:
     origin: str = "DICOM headers of a Definition AS+ (distances); LDCT-and-Projection-data, doi 10.7937/9NPB-2637 (detector)"
 
     def __post_init__(self) -> None:
-        if not 0 < self.source_iso_mm < self.source_detector_mm:
+        if not 0 < self.source_iso_mm < self.source_detector_mm < np.inf:
             raise GeometryError(
                 f"the isocentre must lie between source and detector: expected 0 < source_iso_mm < source_detector_mm, "
                 f"got {self.source_iso_mm} and {self.source_detector_mm} mm"
             )
-        if not self.detector_pitch_mm > 0 or self.n_views < 1 or self.n_channels < 2:
+        if not 0 < self.detector_pitch_mm < np.inf or self.n_views < 1 or self.n_channels < 2:
             raise GeometryError(
                 f"expected a positive detector pitch, at least 1 view and 2 channels, "
                 f"got {self.detector_pitch_mm} mm, {self.n_views} and {self.n_channels}"
@@ -93,7 +93,7 @@ class FanBeam:
 
     @property
     def fan_angle_rad(self) -> float:
-        """Full opening angle of the fan that is seen on both sides of the central ray."""
+        """Full opening angle of the smallest fan, alike on both sides of the central ray, that holds every channel."""
         return 2 * float(np.abs(self.channel_angles_rad[[0, -1]]).max())
 
     @property
@@ -105,7 +105,7 @@ class FanBeam:
     def view_angles_rad(self) -> NDArray[np.float64]:
         """Gantry angle β of each view that is measured. Shape: (view,)."""
         step = FULL_TURN_RAD / self.n_views
-        n = self.n_views if self.scan_rad >= FULL_TURN_RAD - step / 2 else int(np.ceil(self.scan_rad / step)) + 1
+        n = min(self.n_views, int(np.ceil(self.scan_rad / step)) + 1)
         return -self.fan_angle_rad / 2 + np.arange(n, dtype=np.float64) * step
 
     @property
@@ -122,7 +122,7 @@ class FanBeam:
 
         Raises: GeometryError for rays that no source position reaches.
         """
-        if np.abs(s_mm).max() >= self.source_iso_mm:
+        if not np.abs(s_mm).max() < self.source_iso_mm:
             raise GeometryError(
                 f"a ray {np.abs(s_mm).max():.0f} mm from the isocentre lies beyond the source at {self.source_iso_mm:.0f} mm; "
                 "use a smaller image or a larger source distance"
@@ -228,7 +228,7 @@ class ParallelBeam:
     fan: FanBeam = field(default_factory=FanBeam)
 
     def __post_init__(self) -> None:
-        if self.n_detector < 2 or self.n_views < 1 or not self.detector_mm > 0:
+        if self.n_detector < 2 or self.n_views < 1 or not 0 < self.detector_mm < np.inf:
             raise GeometryError(
                 f"expected at least 2 detector cells, 1 view and a positive spacing, "
                 f"got {self.n_detector}, {self.n_views}, {self.detector_mm} mm"
@@ -241,6 +241,8 @@ class ParallelBeam:
     ) -> ParallelBeam:
         """The beam that covers the circle inscribed in an image of `size` × `size` pixels."""
         check_grid(size, pixel_mm)
+        if not 0 < detector_mm < np.inf:
+            raise GeometryError(f"expected detector cells of positive width, got {detector_mm} mm")
         n_detector = 2 * int(np.ceil(size * pixel_mm / detector_mm / 2)) + 1
         return cls(n_detector=n_detector, detector_mm=detector_mm, n_views=n_views, fan=fan or FanBeam())
 

@@ -21,6 +21,7 @@ from scipy import ndimage
 from finegrain.errors import ConfigError, DataError, ScanError
 from finegrain.files import write_whole
 from finegrain.noise_power import RadialNPS, mean_nps, periodograms, radial_nps
+from finegrain.scan.privacy import shown
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.fbp import KERNELS, ReconKernel
 
@@ -134,13 +135,18 @@ def kernel_of_scans(a: CTVolume, b: CTVolume | None = None, *, name: str, mode: 
     Args:
         mode: what two scans are to each other (`MODES`); "paired" if not given, "single" for one scan.
 
-    Raises: ConfigError if the mode needs another number of scans; ScanError if two do not match; DataError for too little body.
+    Raises: ConfigError if the mode needs another number of scans; ScanError if two do not match, in place or kernel; DataError for
+        too little body.
     """
     mode = mode or ("single" if b is None else "paired")
     if mode not in MODES:
         raise ConfigError(f"unknown mode {mode!r}; known are {', '.join(MODES)}")
     if (b is None) != (mode == "single"):
         raise ConfigError(f"mode {mode!r} needs {'one scan' if mode == 'single' else 'two scans'}, got {1 if b is None else 2}")
+    named = [str(scan.acquisition.get("ConvolutionKernel") or "") for scan in (a, b) if scan is not None]
+    stated = [shown(kernel) for kernel in named if kernel]
+    if len(set(stated)) > 1:
+        raise ScanError(f"the two scans have the kernels {stated[0]} and {stated[1]}, expected one; measure each by itself")
     noise = noise_of_one(a) if b is None else noise_of_two(a, b)
     return fit_kernel(replace(noise, origin=MODES[mode] + noise.origin), name=name)
 

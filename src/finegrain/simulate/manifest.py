@@ -109,15 +109,21 @@ def write_manifest(out: Path, images: list[SimulatedImage]) -> None:
 def read_manifest(out: Path) -> list[SimulatedImage]:
     """The images of a finished simulation, in the order of the manifest.
 
-    Raises: DataError if there is no manifest, or it names a file that is gone.
+    Raises: DataError if there is no manifest, it is damaged, or it names a file that is gone.
     """
     try:
         rows = list(csv.DictReader((Path(out) / MANIFEST).read_text(encoding="utf-8").splitlines()))
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         raise DataError(f"{out} holds no {MANIFEST}; run finegrain simulate to its end") from None
-    images = [
-        SimulatedImage(**{field.name: _value(row[field.name], str(field.type)) for field in fields(SimulatedImage)}) for row in rows
-    ]
+    try:
+        images = [
+            SimulatedImage(**{field.name: _value(row[field.name], str(field.type)) for field in fields(SimulatedImage)})
+            for row in rows
+        ]
+    except (KeyError, ValueError):
+        images = []
+    if not images:
+        raise DataError(f"{Path(out) / MANIFEST} is damaged, or of another version; simulate again in a new folder")
     for file in {image.file for image in images}:
         if not (Path(out) / file).is_file():
             raise DataError(f"{out} has lost {file}, which its manifest names; simulate again in a new folder")

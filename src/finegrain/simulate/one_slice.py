@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -111,15 +113,21 @@ def run_task(task: SliceTask, work: Path) -> None:
 
 def load_image(work: Path, task: SliceTask, name: str) -> NDArray:
     """An image of a finished slice: dose-…, and of a phantom truth, normal and labels. Shape: (y, x)."""
-    with np.load(work / task.file, allow_pickle=False) as kept:
-        return np.asarray(kept[name])
+    return _load(work / task.file, name)
 
 
 def load_facts(work: Path, task: SliceTask) -> dict[str, dict[str, Any]]:
     """What the manifest says of each image of a finished slice, by the image's name."""
-    with np.load(work / task.file, allow_pickle=False) as kept:
-        facts: dict[str, dict[str, Any]] = json.loads(str(kept["facts"]))
+    facts: dict[str, dict[str, Any]] = json.loads(str(_load(work / task.file, "facts")))
     return facts
+
+
+def _load(path: Path, name: str) -> NDArray:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return np.asarray(kept[name])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise DataError(f"the finished slice {path} is damaged; delete this file and run again") from None
 
 
 def exposure_of(config: SimulateConfig) -> Exposure:

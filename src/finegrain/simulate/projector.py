@@ -57,6 +57,8 @@ class Projector:
 
         Shape: image (..., y, x) → sinogram (..., view, detector).
         """
+        if image.shape[-2:] != (self.size, self.size):
+            raise GeometryError(f"expected images of {self.size} × {self.size} pixels, got shape {image.shape}")
         engine, lead = self._engine, image.shape[:-2]
         stack = engine.put(np.where(self.circle, image, 0).reshape(-1, self.size, self.size), np.complex64)
         aperture, shift, _ = self._line_weights(self._n_fft, self._n_fft // 2 + 1)

@@ -58,6 +58,18 @@ from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
 
 WORK = ".work"
 
+DARKEST_HU = -200.0
+"""A scan without any pixel below is not in HU, or shows no air around the body. Ours."""
+
+LARGEST_TILT_DEG = 45.0
+"""No gantry tilts its slices farther than this from the axial plane. Ours."""
+
+LIMITS = {"photons": (1.0, 1e12), "electronic_noise": (0.0, 1e4), "adaptive_below": (0.0, 1e6), "slice_mm": (0.01, 100.0)}
+"""What numbers a clinical scanner could have; far beyond, single precision overflows. Ours."""
+
+FIELDS_MM = (20.0, 1000.0)
+"""What a slice of a clinical scanner is wide. Ours."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps of it are, and how many there are; 0 where that is not known."""
 
@@ -65,8 +77,8 @@ PHANTOM_MAS = 200.0
 """Normal dose of a phantom of which nothing is said."""
 
 TABLE_CAPTION = (
-    "noise SD: fine noise in soft tissue, normal → low dose, median of the slices; starved: expected share of rays without count, "
-    "and bias: expected shift of CT numbers by few counts, of the worst slice"
+    "noise SD: fine noise in the quieter squares of soft tissue, with what anatomy they hold, normal → low dose, median of the "
+    "slices; starved: expected share of rays without count; shift: mean of what was added in the body; both of the worst slice"
 )
 
 COMPUTING = ("finegrain", "numpy", "scipy", "finufft")
@@ -158,9 +170,10 @@ class _ScanCase:
         volume, kind = _read(path, series_uid=series_uid, allow_lossy=allow_lossy)
         if kind == "dicom":
             check_output_folder(out / WORK / "any", volume)
-        if bad := int(np.count_nonzero(~np.isfinite(volume.hu) & ~volume.padding)):
-            raise GeometryError(f"{bad} pixels of the scan are NaN or infinite, expected HU; fill them with air, −1000")
+        _refuse_no_scan(volume)
+        _refuse_absurd(config)  # noise is matched with what is given
         config, margin = _settle_scan(config, volume, progress)
+        _refuse_absurd(config)
         scanner_for(config, margin)  # a device or geometry that cannot be is told before anything is written
         return cls(config, volume, kind, margin)
 
@@ -172,10 +185,15 @@ class _ScanCase:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the reader of the result should know."""
-        source = self.volume.source
-        if source is None:
-            return ()
-        return (*source.notes, *(f"left out: {what}" for what in source.skipped))
+        source, config = self.volume.source, self.config
+        notes = [] if source is None else [*source.notes, *(f"left out: {what}" for what in source.skipped)]
+        by_mas = photons_of_header(self.volume, config.slice_mm or self.volume.thickness_mm)
+        if by_mas and config.photons and not 0.8 < config.photons / by_mas < 1.25:
+            notes.append(
+                f"{config.photons:.3g} photons per ray, where mAs and kVp of the header would give {by_mas:.3g} on a Definition "
+                f"AS+: noise differs by {100 * abs(math.sqrt(by_mas / config.photons) - 1):.0f} %; --photons-from mas takes these"
+            )
+        return tuple(notes)
 
     def __len__(self) -> int:
         return len(self.volume)
@@ -213,9 +231,15 @@ class _ScanCase:
                 write_derived_series(low, path, derivation=_derivation(self.config, dose))
             else:
                 write_nifti(low, path)
-        if self.kind == "dicom":
-            return read_series(path, allow_lossy=True), sorted(path.glob("*.dcm"))
-        return read_nifti(path), [path] * len(self)
+        if self.kind != "dicom":
+            return read_nifti(path), [path] * len(self)
+        stored, files = read_series(path, allow_lossy=True), sorted(path.glob("*.dcm"))
+        if not len(stored) == len(files) == len(self):
+            raise DataError(
+                f"{path} holds {len(files)} files of which {len(stored)} are its slices, expected {len(self)}:"
+                " it was changed; delete it and run again"
+            )
+        return stored, files
 
 
 @dataclass(frozen=True)
@@ -232,6 +256,7 @@ class _PhantomCase:
     def of(cls, phantom: str, config: SimulateConfig) -> _PhantomCase:
         """Settle what the configuration leaves open."""
         config = _settle_phantom(phantom, config)
+        _refuse_absurd(config)
         scanner_for(config, 0)
         first, n = config.first_patient or 0, config.patients or 1
         return cls(config, phantom, tuple(range(first, first + n)))
@@ -301,6 +326,28 @@ def _refuse_options(config: SimulateConfig, names: tuple[str, ...], whose: str) 
             raise ConfigError(f"--{option} is for {whose}, got it with another source; leave it out")
 
 
+def _refuse_no_scan(volume: CTVolume) -> None:
+    """Raises: GeometryError for values that are no HU, and for slices that no fan of rays lies in."""
+    if bad := int(np.count_nonzero(~np.isfinite(volume.hu) & ~volume.padding)):
+        raise GeometryError(f"{bad} pixels of the scan are NaN or infinite, expected HU; fill them with air, −1000")
+    if (darkest := float(volume.hu.min())) > DARKEST_HU:
+        raise GeometryError(
+            f"the darkest pixel of the scan is {darkest:.4g}, expected HU with air of about −1000 around the body;"
+            " convert the values to HU, or give slices that are not cropped"
+        )
+    across = np.cross(volume.orientation[:3], volume.orientation[3:])
+    if abs(across[2]) < math.cos(math.radians(LARGEST_TILT_DEG)):
+        raise GeometryError(
+            "the slices are coronal, sagittal or steeply oblique, expected axial ones: rays lie in these; give those"
+        )
+    field = tuple(n * mm for n, mm in zip(volume.hu.shape[1:], volume.pixel_mm, strict=True))
+    if not (min(field) >= FIELDS_MM[0] and max(field) <= FIELDS_MM[1]):
+        raise GeometryError(
+            f"the slices are {field[0]:.4g} × {field[1]:.4g} mm, expected {FIELDS_MM[0]:g} to {FIELDS_MM[1]:g} mm;"
+            " check the pixel size and its unit"
+        )
+
+
 def _kernel_of(name: str | None, volume: CTVolume) -> ReconKernel:
     """The kernel that was asked for, or that of the header."""
     if name is not None:
@@ -321,21 +368,38 @@ def _doses_of_scan(config: SimulateConfig, volume: CTVolume) -> tuple[float, ...
         return config.dose_fractions or (0.25,)
     if config.dose_fractions:
         raise ConfigError("--mas and --dose-fraction both give the dose; choose one")
-    own = volume.acquisition.get("Exposure")
-    if not isinstance(own, int | float) or not own > 0:
+    own = _header_number(volume, "Exposure")
+    if own is None:
         raise ConfigError("the scan's header has no Exposure (mAs), so --mas has nothing to compare with; use --dose-fraction")
     if max(config.mas) >= own:
         raise ConfigError(f"the scan was made with {own:g} mAs, expected a target below it, got {max(config.mas):g} mAs")
-    return tuple(mas / float(own) for mas in config.mas)
+    return tuple(mas / own for mas in config.mas)
+
+
+def _header_number(volume: CTVolume, keyword: str) -> float | None:
+    """A positive number of the header, the median of its slices; None if it tells none."""
+    value = volume.acquisition.get(keyword)
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def photons_of_header(volume: CTVolume, slice_mm: float) -> float | None:
+    """Photons per ray by mAs and kVp of the header (`Exposure.from_mas`); None if it does not tell both."""
+    mas, kvp = _header_number(volume, "Exposure"), _header_number(volume, "KVP")
+    return None if mas is None or kvp is None else Exposure.from_mas(mas, slice_mm=slice_mm, kvp=kvp).photons
 
 
 def _settle_scan(config: SimulateConfig, volume: CTVolume, progress: Progress) -> tuple[SimulateConfig, int]:
     """The configuration with nothing open, and the margin of air that the scan needs."""
     kernel, fan, doses = _kernel_of(config.kernel, volume), find_scanner(config.scanner), _doses_of_scan(config, volume)
-    slice_mm = config.slice_mm or float(volume.acquisition.get("SliceThickness") or volume.slice_mm)
+    slice_mm = config.slice_mm or volume.thickness_mm
     exposure = Exposure(**{**scanner_settings(slice_mm), **_given(config)})
     scanner = scanner_of(volume, kernel=kernel, exposure=exposure, fan=fan)
-    if config.photons is None:
+    if config.photons is None and config.photons_from == "mas":
+        known = photons_of_header(volume, slice_mm)
+        if known is None:
+            raise ConfigError("the scan's header has no Exposure (mAs) or no KVP; use --photons, or --photons-from image")
+        exposure = exposure.at_photons(float(f"{known:.4g}"))
+    elif config.photons is None:
         progress("matching the exposure", 0, 0)
         exposure = matching_exposure(volume, kernel=kernel, exposure=exposure, fan=fan)
         # Four digits: noise tells it to some per cent, and the last bit of another machine must not make another run of it.
@@ -392,6 +456,14 @@ def _given(config: SimulateConfig) -> dict[str, Any]:
     """The values of an exposure that a configuration gives."""
     values = {field.name: getattr(config, field.name) for field in fields(Exposure)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _refuse_absurd(config: SimulateConfig) -> None:
+    """Raises: ConfigError for a number that no scanner has, among those that are given."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{name} of {value:g}, expected {low:g} to {high:g}; correct the parameters")
 
 
 def _settled(kernel: ReconKernel, exposure: Exposure) -> dict[str, Any]:
@@ -513,7 +585,10 @@ def _refuse_another_run(out: Path, config: SimulateConfig) -> None:
                 f"{out} holds a simulation with other parameters: {name} was {shown(before[name])}, now {shown(value)};"
                 " give another folder"
             )
-    old, new = json.loads((out / "provenance.json").read_text())["versions"], versions()
+    try:
+        old, new = dict(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["versions"]), versions()
+    except (OSError, ValueError, TypeError, KeyError):
+        raise DataError(f"{out / 'provenance.json'} is damaged; start in another folder") from None
     for name in COMPUTING:
         if old.get(name) != new.get(name) and not (out / MANIFEST).is_file():
             raise DataError(f"{out} was begun with {name} {old.get(name)}, now it is {new.get(name)}; start in another folder")
@@ -550,16 +625,16 @@ def _row(config: SimulateConfig, source: str, facts: dict[str, Any], hu: NDArray
 
 
 def _outcome(images: list[SimulatedImage], notes: tuple[str, ...], speed: str) -> SimulationOutcome:
-    table = [["dose", "images", "noise SD, HU", "ratio", "√(1/dose)", "starved", "bias, HU"]]
+    table = [["dose", "images", "noise SD, HU", "ratio", "√(1/dose)", "starved", "shift, HU"]]
     for dose in sorted(
         {image.dose_fraction for image in images if image.image == "low dose" and image.dose_fraction}, reverse=True
     ):
         these = [image for image in images if image.dose_fraction == dose]
         full, low = _median(these, "normal_noise_sd_hu"), _median(these, "noise_sd_hu")
         starved = max(image.starved_share or 0.0 for image in these)
-        bias = max((image.starvation_bias_hu or 0.0 for image in these), key=abs)
+        shift = max((image.added_mean_hu or 0.0 for image in these), key=abs)
         row = [f"{dose:g}", str(len(these)), f"{full:.1f} → {low:.1f}", f"{low / full:.2f}", f"{math.sqrt(1 / dose):.2f}"]
-        table.append([*row, f"{100 * starved:.2g} %" if starved > 1e-6 else "none", f"{bias:.1f}"])
+        table.append([*row, f"{100 * starved:.2g} %" if starved > 1e-6 else "none", f"{shift:.1f}"])
     first, n_slices = images[0], len({(image.source, image.slice_index) for image in images})
     photons = _median(images, "slice_photons")
     title = f"{n_slices} slice{'s' if n_slices > 1 else ''}, kernel {first.kernel}, {photons:.3g} photons per ray; {speed}"

@@ -92,7 +92,7 @@ class Spectrum:
 
     def water_corrected(self, water: NDArray[np.floating], bone: NDArray[np.floating]) -> NDArray[np.float32]:
         """The same, mapped so that water alone comes out linear: bone leaves its dark bands, as in a scanner."""
-        straight = np.linspace(0.0, 25.0, 2001)
+        straight = np.linspace(-1.0, 25.0, 2081)  # the projector rings below zero beside sharp edges
         hardened = self.measured(straight, np.zeros_like(straight))
         return np.interp(self.measured(water, bone), hardened, straight).astype(np.float32)
 
