@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: demo test check format bench study-smoke clean
+.PHONY: demo test check format bench physics study-smoke clean
 
 demo: $(VENV)/.core
 	$(BIN)/finegrain demo --out demo-output
@@ -28,6 +28,9 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python benchmarks/inference.py
+
+physics: $(VENV)/.dev
+	$(BIN)/python benchmarks/physics.py --out docs/physics.md
 
 study-smoke: $(VENV)/.dev
 	$(BIN)/finegrain study configs/study-smoke.yaml --out runs/study-smoke
