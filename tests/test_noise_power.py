@@ -2,25 +2,10 @@
 
 import numpy as np
 import pytest
+from noise_samples import PIXEL_MM, SIZE, filtered, ramp, white
 
 from finegrain.errors import DataError
 from finegrain.noise_power import mean_nps, nps_2d, periodograms, radial_nps
-
-PIXEL_MM = 0.8
-SIZE = 64
-
-
-def white(n=200, sd=10.0, seed=0):
-    return np.random.default_rng(seed).normal(0, sd, (n, SIZE, SIZE))
-
-
-def filtered(rois, transfer):
-    f = np.fft.fftfreq(SIZE, PIXEL_MM)
-    return np.fft.ifft2(np.fft.fft2(rois) * transfer(np.hypot(f[:, None], f[None, :]))).real
-
-
-def ramp(f):
-    return np.sqrt(f) * np.exp(-((f / 0.35) ** 2))
 
 
 @pytest.mark.parametrize("detrend", ["mean", "linear", "quadratic"])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from noise_samples import PIXEL_MM, filtered, ramp, white
 
 from finegrain.errors import DataError
 from finegrain.evaluate.spectra import (
@@ -10,22 +11,6 @@ from finegrain.evaluate.spectra import (
     uniform_patches,
 )
 from finegrain.noise_power import nps_2d, radial_nps
-
-PIXEL_MM = 0.8
-SIZE = 64
-
-
-def white(n=200, sd=10.0, seed=0):
-    return np.random.default_rng(seed).normal(0, sd, (n, SIZE, SIZE))
-
-
-def filtered(rois, transfer):
-    f = np.fft.fftfreq(SIZE, PIXEL_MM)
-    return np.fft.ifft2(np.fft.fft2(rois) * transfer(np.hypot(f[:, None], f[None, :]))).real
-
-
-def ramp(f):
-    return np.sqrt(f) * np.exp(-((f / 0.35) ** 2))
 
 
 def test_log_distance_of_a_gain_is_its_logarithm_and_its_shape_distance_zero():

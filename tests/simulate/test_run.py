@@ -21,11 +21,11 @@ from finegrain.scan.dicom import read_series
 from finegrain.scan.nifti import write_nifti
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.acquire import Scanner, slice_generator, without_padding
-from finegrain.simulate.dose import COUNT_FLOOR, PHOTONS_PER_MAS_MM, Exposure
+from finegrain.simulate.dose import COUNT_FLOOR, PHOTONS_PER_MAS_MM, Exposure, starved_share
 from finegrain.simulate.fbp import find_kernel
 from finegrain.simulate.geometry import find_scanner
 from finegrain.simulate.manifest import SimulatedImage, image_sha256, read_manifest, write_manifest
-from finegrain.simulate.one_slice import SliceTask, load_facts, starved_share, stream_seed
+from finegrain.simulate.one_slice import SliceTask, load_facts, stream_seed
 from finegrain.simulate.phantom import water_disc
 from finegrain.simulate.run import run_simulation
 

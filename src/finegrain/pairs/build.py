@@ -184,7 +184,7 @@ def _scan_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Path)
     source = task.source
     assert isinstance(source, ScanSource)
     volume = _read_cached(data_root / source.path)
-    if not np.isclose(*volume.pixel_mm, rtol=1e-3):
+    if not volume.has_square_pixels:
         y_mm, x_mm = volume.pixel_mm
         raise GeometryError(f"pairs need square pixels, got {y_mm:.4g} × {x_mm:.4g} mm in {source.path}")
     generator = np.random.default_rng(task.seed)

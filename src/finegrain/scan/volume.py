@@ -65,6 +65,11 @@ class CTVolume:
         )
 
     @property
+    def has_square_pixels(self) -> bool:
+        """Whether rows and columns are spaced alike, to a thousandth."""
+        return bool(np.isclose(*self.pixel_mm, rtol=1e-3))
+
+    @property
     def thickness_mm(self) -> float:
         """SliceThickness of the header; the distance of the slices where it tells none. Overlapping slices are thicker."""
         return float(self.acquisition.get("SliceThickness") or self.slice_mm)

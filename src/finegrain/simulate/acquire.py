@@ -20,9 +20,9 @@ from finegrain.errors import GeometryError
 from finegrain.frequency import to_blocks
 from finegrain.hu import AIR_HU, MU_WATER_PER_MM, hu_to_mu
 from finegrain.scan.volume import CTVolume
-from finegrain.simulate.dose import Exposure, log_bias, measure, missing_noise, scanner_settings
+from finegrain.simulate.dose import Exposure, measure, missing_noise, scanner_settings, starvation_bias
 from finegrain.simulate.fbp import ReconKernel, filtered_backprojection, reconstruct_hu
-from finegrain.simulate.geometry import FanBeam, ParallelBeam
+from finegrain.simulate.geometry import FanBeam, ParallelBeam, pixels_from_isocentre
 from finegrain.simulate.projector import Projector
 from finegrain.simulate.spectrum import Spectrum, split_materials
 
@@ -114,7 +114,7 @@ class Scanner:
                 measured.append(low.line_integrals)
                 starved.append(low.starved_share)
         images = reconstruct_hu(np.stack([sinogram, *measured]), self.projector, kernel=self.kernel)
-        truth, normal, *low_doses = (self._without_margin(image) for image in images)
+        truth, normal, *low_doses = (self.without_margin(image) for image in images)
         return ScannedPhantom(truth, normal, np.stack(low_doses), tuple(starved))
 
     def missing_noise_hu(
@@ -142,7 +142,7 @@ class Scanner:
             missing_noise(sinogram, self.beam, exposure, dose_fraction=dose, generator=generator)
             for dose, generator in zip(dose_fractions, generators, strict=True)
         ]
-        return self._without_margin(self._to_hu(np.stack(noises)))
+        return self.added_hu(np.stack(noises))
 
     def noise_hu(
         self, hu: NDArray[np.floating], *, generator: np.random.Generator, dose_fraction: float = 1.0, photons: float | None = None
@@ -151,7 +151,7 @@ class Scanner:
         exposure = self.exposure if photons is None else self.exposure.at_photons(photons)
         sinogram = self.line_integrals(hu)
         scan = measure(sinogram, self.beam, exposure, dose_fraction=dose_fraction, generator=generator)
-        return self._without_margin(self._to_hu(scan.line_integrals - sinogram))
+        return self.added_hu(scan.line_integrals - sinogram)
 
     def starvation_bias_hu(
         self, hu: NDArray[np.floating], *, dose_fraction: float, photons: float | None = None
@@ -161,13 +161,7 @@ class Scanner:
         Shape: (y, x) in and out.
         """
         exposure = self.exposure if photons is None else self.exposure.at_photons(photons)
-        sinogram = self.line_integrals(hu)
-        transmission = np.exp(-sinogram) * np.float32(dose_fraction) / self.beam.rays_per_cell
-        bias = sum(
-            share * log_bias(air * transmission, exposure.electronic_noise)
-            for share, air in zip(self.beam.half_turn_shares, exposure.air_counts(sinogram, self.beam), strict=True)
-        )
-        return self._without_margin(self._to_hu(np.asarray(bias, dtype=np.float32)))
+        return self.added_hu(starvation_bias(self.line_integrals(hu), self.beam, exposure, dose_fraction=dose_fraction))
 
     def line_integrals(self, hu: NDArray[np.floating]) -> NDArray[np.float32]:
         """Line integrals of attenuation, dimensionless; of a polychromatic beam after water correction.
@@ -185,8 +179,7 @@ class Scanner:
     def check_inside(self, hu: NDArray[np.floating]) -> None:
         """Raises: GeometryError if the body reaches out of the image's circle or of the fan."""
         size, pixel_mm = hu.shape[-1] + 2 * self.margin, self.projector.pixel_mm
-        axis = (np.arange(hu.shape[-1]) - hu.shape[-1] // 2) * pixel_mm
-        radius = np.hypot(axis[:, None], axis[None, :])
+        radius = pixels_from_isocentre(hu.shape[-1]) * pixel_mm
         field_mm = min((size - 1) * pixel_mm, self.beam.fan.field_of_view_mm)
         outside = (np.asarray(hu) > BODY_HU) & (radius > field_mm / 2)
         if outside.mean() > 1e-4:
@@ -195,11 +188,13 @@ class Scanner:
                 f"ends at {field_mm / 2:.0f} mm; take a larger image (or margin), or a smaller or better centred object"
             )
 
-    def _to_hu(self, sinogram: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Reconstruct what is added to line integrals, as what is added to HU."""
-        return filtered_backprojection(sinogram, self.projector, kernel=self.kernel) * np.float32(1000 / MU_WATER_PER_MM)
+    def added_hu(self, sinogram: NDArray[np.floating]) -> NDArray[np.float32]:
+        """What is added to line integrals, reconstructed as what it adds to HU. Shape: (..., view, detector) → (..., y, x)."""
+        mu = filtered_backprojection(sinogram, self.projector, kernel=self.kernel)
+        return self.without_margin(mu * np.float32(1000 / MU_WATER_PER_MM))
 
-    def _without_margin(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def without_margin(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A reconstruction without the air around it. Shape: (..., y, x)."""
         inside = slice(self.margin, image.shape[-1] - self.margin)
         return image[..., inside, inside]
 
@@ -212,8 +207,7 @@ def needed_margin(images_hu: NDArray[np.floating]) -> int:
     Shape: (..., y, x).
     """
     size = images_hu.shape[-1]
-    axis = np.arange(size) - size // 2
-    outside = np.hypot(axis[:, None], axis[None, :]) > (size - 1) / 2
+    outside = pixels_from_isocentre(size) > (size - 1) / 2
     share = np.mean(np.asarray(images_hu)[..., outside] > BODY_HU)
     return math.ceil(size * (math.sqrt(2) - 1) / 2) + 1 if share > 0.002 else 0
 
@@ -263,7 +257,7 @@ def scanner_of(volume: CTVolume, *, kernel: ReconKernel, exposure: Exposure, fan
     """
     _, rows, columns = volume.hu.shape
     pixel_y, pixel_x = volume.pixel_mm
-    if rows != columns or not np.isclose(pixel_y, pixel_x, rtol=1e-3):
+    if rows != columns or not volume.has_square_pixels:
         raise GeometryError(
             f"simulation needs square images of square pixels, got {rows} × {columns} pixels of {pixel_y} × {pixel_x} mm"
         )
@@ -345,13 +339,21 @@ class SoftTissueSquares:
         fine = image - ndimage.gaussian_filter(image, 1 / self.pixel_mm)
         return to_blocks(fine, self.side)[self.whole].std(axis=(-2, -1))
 
+    def noise(self, image_hu: NDArray[np.floating]) -> float:
+        """`soft_tissue_noise` of an image of this anatomy, HU. Shape: (y, x)."""
+        return float(np.quantile(self.fine_sd(image_hu), 0.25)) if self.enough else float("nan")
+
 
 def soft_tissue_squares(anatomy_hu: NDArray[np.floating], *, pixel_mm: float) -> SoftTissueSquares:
-    """Find soft tissue, −20 to 250 HU of the smoothed slice. Shape: (y, x)."""
-    side = max(8, round(10 / pixel_mm))
-    smooth = ndimage.gaussian_filter(np.asarray(anatomy_hu, dtype=np.float32), 3 / pixel_mm)
-    soft = (smooth > -20) & (smooth < 250)
+    """Find the squares of soft tissue. Shape: (y, x)."""
+    side, soft = max(8, round(10 / pixel_mm)), soft_tissue(anatomy_hu, pixel_mm=pixel_mm)
     return SoftTissueSquares(side, to_blocks(soft, side).mean(axis=(-2, -1)) > 0.98, pixel_mm)
+
+
+def soft_tissue(anatomy_hu: NDArray[np.floating], *, pixel_mm: float) -> NDArray[np.bool_]:
+    """Where a slice, smoothed by 3 mm, has −20 to 250 HU. Shape: (y, x)."""
+    smooth = ndimage.gaussian_filter(np.asarray(anatomy_hu, dtype=np.float32), 3 / pixel_mm)
+    return (smooth > -20) & (smooth < 250)
 
 
 def soft_tissue_noise(image_hu: NDArray[np.floating], anatomy_hu: NDArray[np.floating], *, pixel_mm: float) -> float:
@@ -359,8 +361,7 @@ def soft_tissue_noise(image_hu: NDArray[np.floating], anatomy_hu: NDArray[np.flo
 
     The lower quartile of `SoftTissueSquares.fine_sd`: a square with an edge in it does not count. Compare it only with itself.
     """
-    squares = soft_tissue_squares(anatomy_hu, pixel_mm=pixel_mm)
-    return float(np.quantile(squares.fine_sd(image_hu), 0.25)) if squares.enough else float("nan")
+    return soft_tissue_squares(anatomy_hu, pixel_mm=pixel_mm).noise(image_hu)
 
 
 def without_padding(volume: CTVolume, index: int) -> NDArray[np.float32]:

@@ -361,15 +361,47 @@ def log_bias(counts: NDArray[np.floating], electronic_sd: float) -> NDArray[np.f
     return np.where(counts > grid[-1], large, np.interp(np.log(np.maximum(counts, grid[0])), np.log(grid), table))
 
 
+def starvation_bias(
+    sinogram: NDArray[np.floating], beam: ParallelBeam, exposure: Exposure, *, dose_fraction: float
+) -> NDArray[np.float32]:
+    """`log_bias` of every line integral at `dose_fraction`, mean of the half turns. Shape: (view, detector)."""
+    transmission = np.exp(-sinogram) * np.float32(dose_fraction) / beam.rays_per_cell
+    bias = sum(
+        share * log_bias(air * transmission, exposure.electronic_noise)
+        for share, air in zip(beam.half_turn_shares, exposure.air_counts(sinogram, beam), strict=True)
+    )
+    return np.asarray(bias, dtype=np.float32)
+
+
+def starved_share(counts: NDArray[np.floating], electronic_sd: float) -> float:
+    """Expected share of rays whose Poisson count with Gaussian read-out noise is at or below `COUNT_FLOOR`.
+
+    Args:
+        counts: mean photons of each ray, any shape.
+        electronic_sd: of the read-out, in photons.
+    """
+    few = np.asarray(counts)[np.asarray(counts) < 300]  # above, even a read-out noise of 40 photons starves no ray
+    if few.size == 0:
+        return 0.0
+    grid, y, poisson = _poisson_table()
+    below = special.ndtr((COUNT_FLOOR - y) / electronic_sd) if electronic_sd > 0 else (y <= COUNT_FLOOR).astype(float)
+    return float(np.interp(np.log(np.maximum(few, grid[0])), np.log(grid), poisson @ below).sum() / np.size(counts))
+
+
+@lru_cache(maxsize=1)
+def _poisson_table() -> tuple[NDArray[np.float64], NDArray[np.int_], NDArray[np.float64]]:
+    """Means from 0.01 to 300, counts, and how likely each count is at each mean. Shape: (mean,), (count,), (mean, count)."""
+    grid, y = np.geomspace(0.01, 300, 120), np.arange(600)
+    return grid, y, np.exp(special.xlogy(y[None, :], grid[:, None]) - grid[:, None] - special.gammaln(y[None, :] + 1))
+
+
 @lru_cache(maxsize=8)
 def _bias_table(electronic_sd: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    grid = np.geomspace(0.01, 300, 120)
-    y = np.arange(600)
+    grid, y, poisson = _poisson_table()
     # Gauss–Hermite nodes would ring at the kink of the floor; a fine midpoint rule does not.
     z = (np.arange(400) + 0.5) / 400
     readout = electronic_sd * special.ndtri(z)
     logarithm = np.log(np.maximum(y[:, None] + readout[None, :], COUNT_FLOOR)).mean(axis=1)
-    poisson = np.exp(special.xlogy(y[None, :], grid[:, None]) - grid[:, None] - special.gammaln(y[None, :] + 1))
     return grid, np.log(grid) - poisson @ logarithm
 
 

@@ -276,3 +276,9 @@ def check_grid(size: int, pixel_mm: float) -> None:
     """Raises: GeometryError unless an image grid has at least 2 pixels of positive size."""
     if size < 2 or not (np.isfinite(pixel_mm) and pixel_mm > 0):
         raise GeometryError(f"expected an image of at least 2 pixels of positive size, got {size} pixels of {pixel_mm} mm")
+
+
+def pixels_from_isocentre(size: int) -> NDArray[np.float64]:
+    """Distance of each pixel's centre from the isocentre, the centre of pixel (size // 2, size // 2), in pixels. Shape: (y, x)."""
+    axis = np.arange(size) - size // 2
+    return np.hypot(axis[:, None], axis[None, :])

@@ -19,14 +19,20 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, special, stats
 
 from finegrain.config import SimulateConfig
 from finegrain.errors import ConfigError, DataError
-from finegrain.hu import MU_WATER_PER_MM
-from finegrain.simulate.acquire import BODY_HU, Scanner, needed_margin, slice_generator, soft_tissue_noise
-from finegrain.simulate.dose import BODY_LINE_INTEGRAL, COUNT_FLOOR, Exposure, measure, missing_noise
-from finegrain.simulate.fbp import ReconKernel, filtered_backprojection, reconstruct_hu
+from finegrain.simulate.acquire import (
+    BODY_HU,
+    Scanner,
+    SoftTissueSquares,
+    needed_margin,
+    slice_generator,
+    soft_tissue,
+    soft_tissue_squares,
+)
+from finegrain.simulate.dose import BODY_LINE_INTEGRAL, Exposure, measure, missing_noise, starvation_bias, starved_share
+from finegrain.simulate.fbp import ReconKernel, reconstruct_hu
 from finegrain.simulate.geometry import find_scanner
 from finegrain.simulate.phantom import VirtualPatient, cct189_phantom, insert_phantom, line_pair_phantom
 from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
@@ -159,14 +165,13 @@ def _insert_noise(task: SliceTask) -> tuple[dict[str, NDArray], dict[str, dict[s
     scanner = scanner_for(task.config, task.margin)
     rays = _Rays.of(scanner, hu, scanner.exposure.at_photons(task.photons))
     noises = np.stack([_draw_noise(missing_noise, rays, task, dose) for dose in doses])
-    added = filtered_backprojection(noises, scanner.projector, kernel=scanner.kernel) * np.float32(1000 / MU_WATER_PER_MM)
-    low_doses = [np.rint(hu + _inside(one, task.margin)) for one in added]
+    low_doses = [np.rint(hu + added) for added in scanner.added_hu(noises)]
     tissue = _Tissue(hu, scanner.projector.pixel_mm)
-    normal_sd = tissue.fine_noise(hu)
+    normal_sd = tissue.squares.noise(hu)
     images, facts = {}, {}
     for dose, low in zip(doses, low_doses, strict=True):
         images[dose_name(dose)] = low
-        noise = {"normal_noise_sd_hu": normal_sd, "noise_sd_hu": tissue.fine_noise(low), **tissue.statistics(low - hu)}
+        noise = {"normal_noise_sd_hu": normal_sd, "noise_sd_hu": tissue.squares.noise(low), **tissue.statistics(low - hu)}
         facts[dose_name(dose)] = {"image": "low dose", **rays.facts(dose), **noise}
     return images, facts
 
@@ -185,17 +190,17 @@ def _scan_phantom(task: SliceTask) -> tuple[dict[str, NDArray], dict[str, dict[s
         else:
             measured.append(_draw_noise(measure, rays, task, dose).line_integrals)
     truth, *noisy = reconstruct_hu(np.stack([rays.sinogram, *measured]), scanner.projector, kernel=scanner.kernel)
-    truth = _inside(truth, scanner.margin)
+    truth = scanner.without_margin(truth)
     tissue = _Tissue(truth, scanner.projector.pixel_mm)
     images: dict[str, NDArray] = {"truth": truth}
     facts = {"truth": {"image": "truth", **rays.facts(None)}}
     for dose, image in zip(doses, noisy, strict=True):
         name = "normal" if dose == 1 else dose_name(dose)
-        images[name] = np.rint(_inside(image, scanner.margin))
+        images[name] = np.rint(scanner.without_margin(image))
         # The truth is known: without it, fine texture would count as noise.
         sd = {
-            "noise_sd_hu": tissue.fine_noise(images[name] - truth),
-            "normal_noise_sd_hu": tissue.fine_noise(images["normal"] - truth),
+            "noise_sd_hu": tissue.squares.noise(images[name] - truth),
+            "normal_noise_sd_hu": tissue.squares.noise(images["normal"] - truth),
         }
         kind = "normal dose" if dose == 1 else "low dose"
         facts[name] = {"image": kind, **rays.facts(dose), **sd, **tissue.statistics(images[name] - truth)}
@@ -208,10 +213,6 @@ def _draw_noise(draw: Callable[..., Any], rays: _Rays, task: SliceTask, dose: fl
     """`measure` or `missing_noise` at one dose, from the random stream of this slice and dose."""
     generator = slice_generator(stream_seed(task.config.seed, task.name), task.index, dose)
     return draw(rays.sinogram, rays.scanner.beam, rays.exposure, dose_fraction=dose, generator=generator)
-
-
-def _inside(image: NDArray[np.float32], margin: int) -> NDArray[np.float32]:
-    return image[margin : image.shape[0] - margin, margin : image.shape[1] - margin]
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class _Rays:
     def _starvation_bias(self, dose: float) -> float:
         """Mean over the body, HU."""
         body = self.hu > BODY_HU
-        error = self.scanner.starvation_bias_hu(self.hu, dose_fraction=dose, photons=self.exposure.photons)
+        error = self.scanner.added_hu(starvation_bias(self.sinogram, self.scanner.beam, self.exposure, dose_fraction=dose))
         return float(error[body].mean(dtype=np.float64)) if body.any() else 0.0
 
 
@@ -273,12 +274,12 @@ class _Tissue:
     @cached_property
     def soft(self) -> NDArray[np.bool_]:
         """Soft tissue, as for `soft_tissue_noise`. Shape: (y, x)."""
-        smooth = ndimage.gaussian_filter(self.hu, 3 / self.pixel_mm)
-        return (smooth > -20) & (smooth < 250)
+        return soft_tissue(self.hu, pixel_mm=self.pixel_mm)
 
-    def fine_noise(self, image: NDArray[np.float32]) -> float:
-        """`soft_tissue_noise` of an image of this anatomy, HU."""
-        return soft_tissue_noise(image, self.hu, pixel_mm=self.pixel_mm)
+    @cached_property
+    def squares(self) -> SoftTissueSquares:
+        """Where the noise of all images of this slice is told."""
+        return soft_tissue_squares(self.hu, pixel_mm=self.pixel_mm)
 
     def statistics(self, added: NDArray[np.float32]) -> dict[str, float | None]:
         """Mean over the body and SD over soft tissue of what was added, HU."""
@@ -287,23 +288,6 @@ class _Tissue:
             "added_mean_hu": float(added[body].mean(dtype=np.float64)) if body.any() else None,
             "added_noise_sd_hu": float(added[self.soft].std(dtype=np.float64)) if self.soft.any() else None,
         }
-
-
-def starved_share(counts: NDArray[np.floating], electronic_sd: float) -> float:
-    """Expected share of rays whose Poisson count with Gaussian read-out noise is at or below `COUNT_FLOOR`.
-
-    Args:
-        counts: mean photons of each ray, any shape.
-        electronic_sd: of the read-out, in photons.
-    """
-    few = np.asarray(counts)[np.asarray(counts) < 300]  # above, even a read-out noise of 40 photons starves no cell
-    if few.size == 0:
-        return 0.0
-    grid = np.geomspace(0.01, 300, 120)
-    y = np.arange(600)
-    below = special.ndtr((COUNT_FLOOR - y) / electronic_sd) if electronic_sd > 0 else (y <= COUNT_FLOOR).astype(float)
-    table = stats.poisson.pmf(y[None, :], grid[:, None]) @ below
-    return float(np.interp(np.log(np.maximum(few, grid[0])), np.log(grid), table).sum() / np.size(counts))
 
 
 def _draw(task: SliceTask) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:

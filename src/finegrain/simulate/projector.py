@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from finegrain.errors import ConfigError, GeometryError
-from finegrain.simulate.geometry import FanBeam, ParallelBeam, check_grid
+from finegrain.simulate.geometry import FanBeam, ParallelBeam, check_grid, pixels_from_isocentre
 
 TOLERANCE = 1e-6
 
@@ -49,8 +49,7 @@ class Projector:
     @cached_property
     def circle(self) -> NDArray[np.bool_]:
         """Pixels whose centre lies in the inscribed circle. Shape: (y, x)."""
-        axis = np.arange(self.size) - self.size // 2
-        return np.hypot(axis[:, None], axis[None, :]) <= (self.size - 1) / 2
+        return pixels_from_isocentre(self.size) <= (self.size - 1) / 2
 
     def forward(self, image: NDArray[np.floating]) -> NDArray[np.float32]:
         """Line integrals of an image: of attenuation in 1/mm they are dimensionless.

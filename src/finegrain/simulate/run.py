@@ -395,15 +395,17 @@ def _settle_scan(config: SimulateConfig, volume: CTVolume, progress: Progress) -
     exposure = Exposure(**{**scanner_settings(slice_mm), **_given(config)})
     scanner = scanner_of(volume, kernel=kernel, exposure=exposure, fan=fan)
     if config.photons is None and config.photons_from == "mas":
-        known = photons_of_header(volume, slice_mm)
-        if known is None:
+        photons = photons_of_header(volume, slice_mm)
+        if photons is None:
             raise ConfigError("the scan's header has no Exposure (mAs) or no KVP; use --photons, or --photons-from image")
-        exposure = exposure.at_photons(float(f"{known:.4g}"))
     elif config.photons is None:
         progress("matching the exposure", 0, 0)
-        exposure = matching_exposure(volume, kernel=kernel, exposure=exposure, fan=fan)
-        # Four digits: noise tells it to some per cent, and the last bit of another machine must not make another run of it.
-        exposure = exposure.at_photons(float(f"{exposure.photons:.4g}"))
+        photons = matching_exposure(volume, kernel=kernel, exposure=exposure, fan=fan).photons
+    else:
+        photons = None
+    if photons is not None:
+        # Four digits: it is known to some per cent, and the last bit of another machine must not make another run of it.
+        exposure = exposure.at_photons(float(f"{photons:.4g}"))
     settled = {
         **_settled(kernel, exposure),
         "source": "scan",
