@@ -139,7 +139,41 @@ class ScanSource(Config):
     split: Split | None = Field(None, description="Put this patient here instead of drawing.")
 
 
-Source = Annotated[PhantomSource | ScanSource, Field(discriminator="kind")]
+class CollectionSource(Config):
+    """Real scans at two doses, paired by a collection's own layout; their slices are matched by position."""
+
+    kind: Literal["collection"] = "collection"
+    path: str = Field(
+        "",
+        description="Folder of the collection, or its CSV file; relative paths start at the data root. Not for the layout folders.",
+    )
+    layout: Literal["auto", "mayo", "tcia-ldct", "lodopab", "folders", "csv"] = Field(
+        "auto", description="How the collection is laid out; auto looks at it. See docs/data-sets.md."
+    )
+    low_dose: str | None = Field(None, description="Layout folders: folder or file of the low dose.")
+    normal_dose: str | None = Field(None, description="Layout folders: folder or file of the normal dose.")
+    dose_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Dose of the low-dose images; by the collection's own rule if it has one."
+    )
+    noise: Literal["independent", "inserted"] | None = Field(
+        None,
+        description="independent: the two doses are two scans. inserted: the low dose holds the noise of the normal dose and more. By "
+        "the collection's own rule if it has one.",
+    )
+    every: int = Field(1, ge=1, description="Take each n-th slice.")
+    split: Split | None = Field(None, description="Put these patients here instead of drawing.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        folders = self.low_dose is not None and self.normal_dose is not None
+        if (self.layout == "folders") != folders or (self.low_dose is None) != (self.normal_dose is None):
+            raise ValueError("the layout folders needs low_dose and normal_dose, which no other layout takes")
+        if bool(self.path) == folders:
+            raise ValueError("give a path, or for the layout folders low_dose and normal_dose instead")
+        return self
+
+
+Source = Annotated[PhantomSource | ScanSource | CollectionSource, Field(discriminator="kind")]
 
 
 class PairsConfig(Config):
