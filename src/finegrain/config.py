@@ -157,8 +157,8 @@ class CollectionSource(Config):
     )
     noise: Literal["independent", "inserted"] | None = Field(
         None,
-        description="independent: the two doses are two scans. inserted: the low dose holds the noise of the normal dose and more. By "
-        "the collection's own rule if it has one.",
+        description="independent: the two doses are two scans. inserted: the low dose holds the noise of the normal dose and more. "
+        "By the collection's own rule if it has one.",
     )
     every: int = Field(1, ge=1, description="Take each n-th slice.")
     split: Split | None = Field(None, description="Put these patients here instead of drawing.")
@@ -387,7 +387,7 @@ def _first_error(error: ValidationError, kind: type[BaseModel]) -> str:
     first: dict[str, Any] = error.errors()[0]  # type: ignore[assignment]
     place = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
-        known = _field_names(kind)
+        known = [name for name in _field_names(kind) if name != first["loc"][-1]]  # known elsewhere, but not here
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
         return f"unknown key {place!r}; the nearest known key is {nearest[0]!r}"
     return f"{place}: {first['msg'].removeprefix('Value error, ')}"

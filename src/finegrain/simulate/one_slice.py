@@ -6,14 +6,11 @@ import hashlib
 import json
 import os
 import re
-import signal
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,19 +83,6 @@ def dose_name(dose_fraction: float) -> str:
 def stream_seed(seed: int, source: str) -> int:
     """The seed of one source's random streams, below 2⁴⁸: with the run's seed alone, all patients would get the same noise."""
     return int.from_bytes(hashlib.sha256(f"{seed} {source}".encode()).digest()[:6], "big")
-
-
-def follow_parent() -> None:
-    """Start a worker: it leaves Ctrl-C to its parent and ends when that does, even if that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_task(task: SliceTask, work: Path) -> None:

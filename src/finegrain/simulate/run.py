@@ -10,16 +10,12 @@ import glob
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from numpy.typing import NDArray
 from finegrain import __version__
 from finegrain.config import SimulateConfig, config_of, load_config
 from finegrain.errors import ConfigError, DataError, GeometryError
+from finegrain.parallel import in_processes
 from finegrain.provenance import versions, write_provenance
 from finegrain.scan.derived import Derivation, check_output_folder, write_derived_series
 from finegrain.scan.dicom import read_series
@@ -46,7 +43,6 @@ from finegrain.simulate.one_slice import (
     dose_name,
     exposure_of,
     field_mm,
-    follow_parent,
     heights_mm,
     load_facts,
     load_image,
@@ -487,52 +483,14 @@ def _spread(case: _ScanCase | _PhantomCase, work: Path, workers: int, progress: 
     total, begun = len(case), time.monotonic()
     waiting = (task for task in case.tasks() if not (work / task.file).is_file())
     done = at_start = sum(1 for path in work.glob("*.npz"))
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent) as pool:
-        try:
-            for future in _in_turn(pool, waiting, work, at_once=2 * workers):
-                progress("simulating", done, total)
-                future.result()
-                done += 1
-        except BrokenProcessPool:
-            raise DataError(
-                "a worker process was killed, most likely for want of memory; run again with fewer, finished slices are kept"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
     progress("simulating", done, total)
+    for _ in in_processes(partial(run_task, work=work), waiting, workers=workers):
+        done += 1
+        progress("simulating", done, total)
     if done == at_start:
         return "no slice was left to simulate"
     each = (time.monotonic() - begun) / (done - at_start)
     return f"{each:.2f} s per slice with {workers} worker{'s' if workers > 1 else ''}"
-
-
-def _in_turn(pool: ProcessPoolExecutor, tasks: Iterator[SliceTask], work: Path, *, at_once: int) -> Iterator[Future[None]]:
-    """Futures as they end; few are under way at a time, for each holds the pixels of its slice."""
-    running: set[Future[None]] = set()
-    for task in tasks:
-        running.add(pool.submit(run_task, task, work))
-        if len(running) >= at_once:
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from ended
-    while running:
-        ended, running = wait(running, return_when=FIRST_COMPLETED)
-        yield from ended
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside take one thread for linear algebra: they would get in each other's way, and sums change order."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 # --- the output folder ---------------------------------------------------------------------------------------------------
