@@ -137,6 +137,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "burned-in text": ({"BurnedInAnnotation": "YES"}, "burned-in"),
     "no slope": ({"RescaleSlope": None}, "RescaleSlope"),
     "no intercept": ({"RescaleIntercept": None}, "RescaleIntercept"),
+    "huge slope": ({"RescaleSlope": "1e308"}, "beyond any HU"),
+    "huge intercept": ({"RescaleIntercept": "-3e38"}, "beyond any HU"),
     "zero slope": ({"RescaleSlope": "0"}, "RescaleSlope 0"),
     "nan intercept": ({"RescaleIntercept": "nan"}, "RescaleIntercept"),
     "not HU": ({"RescaleType": "Z_EFF"}, "RescaleType Z_EFF, expected HU"),

@@ -38,7 +38,7 @@ def test_rows_and_columns_keep_their_own_spacing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"steps": (0.7, 0.7, 0.0)}, "not axial"),
+        ({"steps": (0.7, 0.7, 0.0)}, "expected all above 0"),
         ({"space": "scanner-xyz"}, "expected left-posterior-superior"),
         ({"space": None, "space directions": None, "space origin": None}, "no volume"),
     ],

@@ -300,7 +300,7 @@ def _nifti(folder, values, pixel_mm=PIXEL_MM):
         (_without_pixel_size, {}, ScanError, "PixelSpacing"),
         (_oblong, {}, GeometryError, "square images"),
         (_unknown_kernel, {}, ConfigError, "'Xy99' is not known; .*B30f.*measure-kernel"),
-        (_not_a_number, {"kernel": "B30f"}, GeometryError, "1 pixels of the scan are NaN"),
+        (_not_a_number, {"kernel": "B30f"}, ScanError, "1 of .* voxels that are NaN"),
         (_coronal, {}, GeometryError, "expected axial"),
         (_attenuation, {"kernel": "B30f"}, GeometryError, "darkest pixel .* expected HU"),
         (_metres, {"kernel": "B30f"}, GeometryError, "0.24 × 0.24 mm, expected 20 to 1000 mm"),

@@ -31,11 +31,9 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from finegrain import __version__
 from finegrain.errors import ScanError
-from finegrain.scan.dicom import (
+from finegrain.scan.headers import (
     EQUIPMENT_MANUFACTURER,
     IMPLEMENTATION_CLASS_UID,
-    SeriesSource,
-    SourceSlice,
     header_numbers,
     header_text,
     header_values,
@@ -43,6 +41,7 @@ from finegrain.scan.dicom import (
 )
 from finegrain.scan.pixels import ALWAYS_LOSSY, LOSSY_UNLESS_DENIED, read_stored, to_stored
 from finegrain.scan.privacy import UNREADABLE
+from finegrain.scan.series import MultiFrameSource, SeriesSource, SourceSlice
 from finegrain.scan.volume import CTVolume
 
 logger = logging.getLogger(__name__)
@@ -123,12 +122,12 @@ def write_derived_series(
     Raises: ScanError for a volume without source, HU that are not finite, or a folder that cannot be written.
     """
     source, out_dir = volume.source, Path(out_dir)
+    check_output_folder(out_dir, volume)
     if not isinstance(source, SeriesSource):
         raise ScanError("expected a volume read from a DICOM series, got one without source files; write NIfTI instead")
     if len(source.slices) != len(volume):
         raise ScanError(f"volume has {len(volume)} slices, its source {len(source.slices)}; write the whole series")
     _refuse_values_that_are_no_hu(volume)
-    check_output_folder(out_dir, volume)
 
     names = [f"IM{n:04d}.dcm" for n in range(1, len(volume) + 1)]
     partial = out_dir.parent / f".{out_dir.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -172,9 +171,14 @@ def _refuse_values_that_are_no_hu(volume: CTVolume) -> None:
 def check_output_folder(out_dir: Path, volume: CTVolume) -> None:
     """Whether a derived series of this volume could be written there; asked before the work, and again when writing.
 
-    Raises: ScanError if the folder lies in the input folder, is a file, or is not empty.
+    Raises: ScanError if the folder lies in the input folder, is a file, or is not empty, or for a multi-frame CT.
     """
     source = volume.source
+    if isinstance(source, MultiFrameSource):
+        raise ScanError(
+            "the scan is a multi-frame (Enhanced) CT, which is read but not written back; convert it to CT Image Storage, or"
+            " write NIfTI"
+        )
     resolved = out_dir.resolve()
     if isinstance(source, SeriesSource) and source.folder is not None and resolved.is_relative_to(source.folder.resolve()):
         raise ScanError("the output folder lies in the input folder, expected another one: a later run would read both")

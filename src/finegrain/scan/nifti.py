@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.errors import ScanError
+from finegrain.scan.grid import LARGEST_TILT_DEG, Grid, axial_grid, finite, in_words, reason
 from finegrain.scan.volume import CTVolume
 
 SUFFIXES = (".nii", ".nii.gz")
-LARGEST_TILT_DEG = 0.5
-"""Axes within this of the patient's count as axial and keep their exact directions. Ours."""
-
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NO_TRANSFORM = "has neither a qform nor an sform, so where its voxels lie and which way is left are unknown"
 
@@ -48,49 +46,48 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read_nifti(path: Path) -> CTVolume:
+def read_nifti(path: Path, name: str | None = None) -> CTVolume:
     """A CT volume of a NIfTI file whose values, scaled as the header says, are HU.
 
     Whatever order and direction the array's axes have (RAS, LAS, sagittal slices …), the volume is axial: slices from feet
     to head, rows from front to back, columns from the patient's right to left. A single slice (two axes) is a volume of one.
 
+    Args:
+        name: what to call the file in messages; its path if not given.
+
     Raises: ScanError, in one line, for what cannot be read without guessing: more than three axes, values that are not
         finite, sizes that are missing or contradict each other, units other than mm, oblique or sheared axes.
     """
-    import nibabel as nib
-
     path = Path(path)
-    image, header = _open(path)
-    _refuse_units(path, header)
-    shape = image.shape
-    if len(shape) < 2 or any(n != 1 for n in shape[3:]):
-        raise ScanError(f"{path} holds an array of {_in_words(np.array(shape))}, expected one volume of 3 axes; split the file")
-    affine = _affine(path, image, header)
-    _refuse_oblique(path, affine)
-    values = _values(path, image).reshape((*shape[:3], *(1,) * (3 - len(shape))))
-    turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), _canonical())
-    hu = nib.orientations.apply_orientation(values, turn)
-    if len(shape) == 2 and hu.shape[2] != 1:
-        raise ScanError(f"{path} is a single slice that is not axial, expected an axial slice or a volume; give the whole scan")
-    canonical = affine @ nib.orientations.inv_ornt_aff(turn, values.shape)
-    lps = _RAS_TO_LPS @ canonical
-    x_mm, y_mm, z_mm = np.linalg.norm(lps[:3, :3], axis=0)
-    places = np.arange(hu.shape[2])[:, None] * lps[:3, 2] + lps[:3, 3]
-    return CTVolume(
-        hu=np.ascontiguousarray(hu.transpose(2, 1, 0)),
-        pixel_mm=(float(y_mm), float(x_mm)),
-        slice_mm=float(z_mm),
-        positions_mm=places,
-        orientation=(*(lps[:3, 0] / x_mm).tolist(), *(lps[:3, 1] / y_mm).tolist()),
-        padding=np.zeros(hu.shape[::-1], dtype=bool),
-        source=NiftiSource(
-            shape=shape,
-            affine=affine,
-            canonical_affine=canonical,
+    name = name or str(path)
+    image, header = _open(path, name)
+    grid = _grid(name, image, header)
+    return grid.volume(
+        _values(path, name, image).reshape(grid.shape),
+        NiftiSource(
+            shape=image.shape,
+            affine=_RAS_TO_LPS @ grid.affine,
+            canonical_affine=_RAS_TO_LPS @ grid.canonical,
             qform_code=int(header["qform_code"]),
             sform_code=int(header["sform_code"]),
         ),
     )
+
+
+def nifti_grid(path: Path, name: str) -> Grid:
+    """Where the voxels of a NIfTI file lie, by its header alone; refused as by `read_nifti`."""
+    return _grid(name, *_open(path, name))
+
+
+def _grid(name: str, image: Any, header: Any) -> Grid:
+    _refuse_units(name, header)
+    shape = image.shape
+    if len(shape) < 2 or any(n != 1 for n in shape[3:]):
+        raise ScanError(f"{name} holds an array of {in_words(shape)}, expected one volume of 3 axes; split the file")
+    grid = axial_grid(name, (*shape[:3], *(1,) * (3 - len(shape))), _RAS_TO_LPS @ _affine(name, image, header))
+    if len(shape) == 2 and grid.size[2] != 1:
+        raise ScanError(f"{name} is a single slice that is not axial, expected an axial slice or a volume; give the whole scan")
+    return grid
 
 
 def write_nifti(volume: CTVolume, path: Path) -> Path:
@@ -137,12 +134,12 @@ def write_nifti(volume: CTVolume, path: Path) -> Path:
     return path
 
 
-def _open(path: Path) -> tuple[Any, Any]:
+def _open(path: Path, name: str) -> tuple[Any, Any]:
     """The image without its values, and the header as it is in the file, before nibabel mends it."""
     import nibabel as nib
 
     if not path.is_file():
-        raise ScanError(f"expected a NIfTI file, found nothing at {path}")
+        raise ScanError(f"expected a NIfTI file, found nothing at {name}")
     try:
         # nibabel sets a missing pixel size to 1 mm; the raw header still knows.
         nib.imageglobals.logger.disabled, was_disabled = True, nib.imageglobals.logger.disabled
@@ -151,7 +148,7 @@ def _open(path: Path) -> tuple[Any, Any]:
         finally:
             nib.imageglobals.logger.disabled = was_disabled
         if not isinstance(image, nib.Nifti1Image):
-            raise ScanError(f"{path} is no single-file NIfTI but {type(image).__name__}; convert it to .nii or .nii.gz")
+            raise ScanError(f"{name} is no single-file NIfTI but {type(image).__name__}; convert it to .nii or .nii.gz")
         with nib.openers.ImageOpener(str(path)) as file:
             header = type(image.header).from_fileobj(file, check=False)
     except (
@@ -162,82 +159,63 @@ def _open(path: Path) -> tuple[Any, Any]:
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
     ) as error:
-        raise ScanError(f"{path} cannot be read as NIfTI: {str(error).splitlines()[0] if str(error) else 'cut off'}") from None
+        raise ScanError(f"{name} cannot be read as NIfTI: {reason(error, path)}; copy it again") from None
     kind = header.get_data_dtype().kind
     if kind not in "iuf":
-        raise ScanError(f"{path} holds values of type {header.get_data_dtype()}, expected one number per voxel in HU")
+        raise ScanError(f"{name} holds values of type {header.get_data_dtype()}, expected one number per voxel in HU")
     return image, header
 
 
-def _refuse_units(path: Path, header: Any) -> None:
+def _refuse_units(name: str, header: Any) -> None:
     # Code 0, unknown, is what many converters write, and the NIfTI reader of ITK takes it for mm as well.
     unit = {0: "mm", 1: "metre", 2: "mm", 3: "micron"}.get(int(header["xyzt_units"]) & 7, "an unknown code")
     if unit != "mm":
-        raise ScanError(f"{path} has its sizes in {unit} (xyzt_units), expected mm; convert sizes and unit to mm")
+        raise ScanError(f"{name} has its sizes in {unit} (xyzt_units), expected mm; convert sizes and unit to mm")
 
 
-def _affine(path: Path, image: Any, header: Any) -> NDArray[np.float64]:
+def _affine(name: str, image: Any, header: Any) -> NDArray[np.float64]:
     """Voxel indices → mm in RAS, shape (4, 4); refused if missing, without size, or if the header contradicts itself."""
     n = min(len(image.shape), 3)
     pixdim = np.abs(np.asarray(header["pixdim"], dtype=np.float64)[1:4])
     if not (np.isfinite(pixdim[:n]).all() and (pixdim[:n] > 0).all()):
-        raise ScanError(f"{path} has voxel sizes (pixdim) of {_in_words(pixdim[:n])} mm, expected all above 0; repair the header")
+        raise ScanError(f"{name} has voxel sizes (pixdim) of {in_words(pixdim[:n])} mm, expected all above 0; repair the header")
     qform, sform = header["qform_code"] > 0, header["sform_code"] > 0
     if not (qform or sform):
-        raise ScanError(f"{path} {_NO_TRANSFORM}; export it again with its orientation")
+        raise ScanError(f"{name} {_NO_TRANSFORM}; export it again with its orientation")
     affine = np.asarray(image.affine, dtype=np.float64).copy()
     size = np.linalg.norm(affine[:3, :3], axis=0)
     if n == 2 and not (np.isfinite(size[2]) and size[2] > 0):  # one slice: nothing depends on its thickness
         affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1]) / (size[0] * size[1])
         size[2] = 1.0
     if not np.isfinite(affine).all() or (size == 0).any():
-        raise ScanError(f"{path} has an affine with voxel sizes of {_in_words(size)} mm, expected all above 0; repair the header")
+        raise ScanError(f"{name} has an affine with voxel sizes of {in_words(size)} mm, expected all above 0; repair the header")
     if not np.allclose(size[:n], pixdim[:n], rtol=0.01):
         raise ScanError(
-            f"{path} contradicts itself: voxel sizes are {_in_words(pixdim[:n])} mm by pixdim,"
-            f" {_in_words(size[:n])} mm by its affine; repair the header"
+            f"{name} contradicts itself: voxel sizes are {in_words(pixdim[:n])} mm by pixdim,"
+            f" {in_words(size[:n])} mm by its affine; repair the header"
         )
     if qform and sform:
-        _refuse_two_places(path, image, affine)
+        _refuse_two_places(name, image, affine)
     return affine
 
 
-def _refuse_two_places(path: Path, image: Any, affine: NDArray[np.float64]) -> None:
+def _refuse_two_places(name: str, image: Any, affine: NDArray[np.float64]) -> None:
     """Programs differ in which of two transforms they believe, so the two must agree."""
     shape = (*image.shape[:3], *(1,) * (3 - len(image.shape)))
     corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
     apart = np.linalg.norm((corners @ (image.header.get_qform() - affine).T)[:, :3], axis=1).max()
     if apart > 0.5:
         raise ScanError(
-            f"{path} contradicts itself: its qform and sform place a corner {apart:.1f} mm apart, expected less than 0.5 mm;"
+            f"{name} contradicts itself: its qform and sform place a corner {apart:.1f} mm apart, expected less than 0.5 mm;"
             " remove the one that is not the scanner's"
         )
 
 
-def _refuse_oblique(path: Path, affine: NDArray[np.float64]) -> None:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    shear = np.degrees(np.arcsin(min(1.0, max(abs(float(axes[:, i] @ axes[:, j])) for i, j in ((0, 1), (0, 2), (1, 2))))))
-    if shear > LARGEST_TILT_DEG:
-        raise ScanError(
-            f"{path} is sheared: its axes are {90 - shear:.1f}° apart (gantry tilt), expected 90°; resample it or give the DICOM"
-        )
-    tilt = np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), -1, 1))).max()
-    if tilt > LARGEST_TILT_DEG:
-        raise ScanError(
-            f"{path} is oblique: its axes are turned by {tilt:.1f}° from the patient's, expected at most {LARGEST_TILT_DEG}°;"
-            " resample it to axial slices"
-        )
-
-
-def _values(path: Path, image: Any) -> NDArray[np.float32]:
+def _values(path: Path, name: str, image: Any) -> NDArray[np.float32]:
     try:
-        values = image.get_fdata(dtype=np.float32, caching="unchanged")
+        return finite(name, image.get_fdata(dtype=np.float32, caching="unchanged"))
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ScanError(f"{path} is damaged or cut off: {str(error).splitlines()[0]}; copy it again") from None
-    bad = int(np.count_nonzero(~np.isfinite(values)))
-    if bad:
-        raise ScanError(f"{path} holds {bad} of {values.size} voxels that are NaN or infinite, expected HU; fill them with air")
-    return np.asarray(values, dtype=np.float32)
+        raise ScanError(f"{name} is damaged or cut off: {reason(error, path)}; copy it again") from None
 
 
 def _canonical() -> NDArray[np.float64]:
@@ -283,7 +261,3 @@ def _fits_source(volume: CTVolume, affine: NDArray[np.float64]) -> bool:
         and int(np.prod(source.shape)) == volume.hu.size
         and np.allclose(affine, source.canonical_affine, atol=1e-4)
     )
-
-
-def _in_words(sizes: NDArray[np.floating]) -> str:
-    return " × ".join(f"{size:.4g}" for size in sizes)

@@ -13,6 +13,7 @@ from scipy.interpolate import PchipInterpolator
 
 from finegrain.errors import ConfigError, GeometryError
 from finegrain.hu import mu_to_hu
+from finegrain.scan.privacy import shown
 from finegrain.simulate.geometry import check_grid
 from finegrain.simulate.projector import Projector
 
@@ -110,6 +111,21 @@ def find_kernel(name: str) -> ReconKernel:
         return KERNELS[name]
     except KeyError:
         raise ConfigError(f"unknown reconstruction kernel {name!r}; known are {', '.join(sorted(KERNELS))}") from None
+
+
+def kernel_of_header(stated: str) -> ReconKernel:
+    """The kernel that a header's ConvolutionKernel names; never a file.
+
+    Raises: ConfigError if it is not known.
+    """
+    kernel = KERNELS.get(stated) or KERNELS.get(stated.split("\\")[0])
+    if kernel is None:
+        why = f"the header's kernel {shown(stated)!r} is not known" if stated else "the scan names no reconstruction kernel"
+        raise ConfigError(
+            f"{why}; choose the nearest with --kernel ({', '.join(sorted(KERNELS))}), "
+            "or measure the scanner's own with finegrain measure-kernel"
+        )
+    return kernel
 
 
 def filtered_backprojection(sinogram: NDArray[np.floating], projector: Projector, *, kernel: ReconKernel) -> NDArray[np.float32]:

@@ -29,13 +29,14 @@ from finegrain.parallel import in_processes
 from finegrain.provenance import versions, write_provenance
 from finegrain.scan.derived import Derivation, check_output_folder, write_derived_series
 from finegrain.scan.dicom import read_series
-from finegrain.scan.nifti import is_nifti, read_nifti, write_nifti
+from finegrain.scan.nifti import read_nifti, write_nifti
 from finegrain.scan.privacy import shown
 from finegrain.scan.read import read_scan
+from finegrain.scan.series import kind_of
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.acquire import matching_exposure, photons_along_z, scanner_of, without_padding
 from finegrain.simulate.dose import Exposure, scanner_settings
-from finegrain.simulate.fbp import KERNELS, ReconKernel, find_kernel
+from finegrain.simulate.fbp import ReconKernel, find_kernel, kernel_of_header
 from finegrain.simulate.geometry import find_scanner
 from finegrain.simulate.manifest import MANIFEST, SimulatedImage, image_sha256, read_manifest, write_manifest
 from finegrain.simulate.one_slice import (
@@ -306,8 +307,8 @@ class _PhantomCase:
 
 
 def _read(path: Path, *, series_uid: str | None, allow_lossy: bool) -> tuple[CTVolume, str]:
-    """The scan, and whether it is dicom, nifti or nrrd."""
-    kind = "nifti" if is_nifti(path) else "nrrd" if path.suffix.lower() == ".nrrd" else "dicom"
+    """The scan, and its format."""
+    kind = kind_of(path)
     if kind == "dicom" or not path.is_file():
         return read_series(path, series_uid=series_uid, allow_lossy=allow_lossy), "dicom"
     if series_uid or allow_lossy:
@@ -348,15 +349,7 @@ def _kernel_of(name: str | None, volume: CTVolume) -> ReconKernel:
     """The kernel that was asked for, or that of the header."""
     if name is not None:
         return find_kernel(name)
-    stated = str(volume.acquisition.get("ConvolutionKernel", ""))
-    kernel = KERNELS.get(stated) or KERNELS.get(stated.split("\\")[0])
-    if kernel is None:
-        why = f"the header's kernel {shown(stated)!r} is not known" if stated else "the scan names no reconstruction kernel"
-        raise ConfigError(
-            f"{why}; choose the nearest with --kernel ({', '.join(sorted(KERNELS))}), "
-            "or measure the scanner's own with finegrain measure-kernel"
-        )
-    return kernel
+    return kernel_of_header(str(volume.acquisition.get("ConvolutionKernel", "")))
 
 
 def _doses_of_scan(config: SimulateConfig, volume: CTVolume) -> tuple[float, ...]:
