@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
-.PHONY: demo test check format bench physics study-smoke clean
+.PHONY: demo test check format bench fuzz physics study-smoke clean
 
 demo: $(VENV)/.core
 	$(BIN)/finegrain demo --out demo-output
@@ -28,6 +28,10 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/patches.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python benchmarks/fuzz_dicom.py --n 5000
 
 physics: $(VENV)/.dev
 	$(BIN)/python benchmarks/physics.py --out docs/physics.md

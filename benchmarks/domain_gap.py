@@ -26,7 +26,8 @@ from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.evaluate.fidelity import PROTOCOLS, psnr
 from finegrain.files import write_whole
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork, build_network
-from finegrain.pairs.manifest import Pair, store_images
+from finegrain.pairs.manifest import Pair
+from finegrain.pairs.store import Made, put_task
 from finegrain.scan.volume import CTVolume
 from finegrain.simulate.acquire import scanner_of
 from finegrain.simulate.dose import Exposure
@@ -44,26 +45,12 @@ def make_pairs(folder: Path, work: Path) -> dict[str, list[Pair]]:
         (full, pixel_mm), (quarter, _) = read(path), read(path.parents[1] / "quarter" / path.name)
         photons, simulated = simulate(path, full, pixel_mm, seed=index)
         for arm, low in (("real", quarter), ("simulated", simulated)):
-            (work / arm).mkdir(parents=True, exist_ok=True)
             key = f"{patient}-{kernel}-{index:02d}"
             images = np.clip(np.round([low, full]), -1024, 3071).astype(np.int16)
-            pairs[arm].append(
-                Pair(
-                    key=key,
-                    patient=patient,
-                    split="train",
-                    source=0,
-                    region="scan",
-                    slice_index=index,
-                    pixel_mm=pixel_mm,
-                    kernel=kernel,
-                    dose_fraction=0.25,
-                    photons=photons,
-                    seed=index,
-                    has_truth=False,
-                    sha256=store_images(work / arm, key, images),
-                )
+            pair = Pair(
+                key=key, patient=patient, slice_index=index, pixel_mm=pixel_mm, kernel=kernel, dose_fraction=0.25, photons=photons
             )
+            pairs[arm] += put_task(work / arm, key, [images], Made([pair])).pairs
     return pairs
 
 
@@ -80,7 +67,7 @@ def train(pairs: list[Pair], arm: str, left_out: str, work: Path, settings: Trai
     """The network of one arm that has not seen one patient; the averaged weights of the last step."""
     used = [pair for pair in pairs if pair.patient != left_out]
     # `fit` wants validation pairs; with one validation, at the end, they decide nothing.
-    watched = [Pair(**{**vars(pair), "split": "validation"}) for pair in used[:1]]
+    watched = [pair.model_copy(update={"split": "validation"}) for pair in used[:1]]
     network = build_network(NetworkConfig(), seed=settings.seed)
     run = work / f"{arm}-without-{left_out}-{settings.steps}"
     return fit(network, [*used, *watched], work / arm, train=settings, loss=LossConfig(), run_folder=run).network

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ct_files import write_ct
 
 from finegrain import __version__
 from finegrain.sample import sample_folder
@@ -30,7 +31,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    for command in ("demo", "denoise", "train", "study"):
+    for command in ("demo", "simulate", "series", "pairs", "qc", "denoise", "train", "study", "measure-kernel"):
         assert command in done.stdout
 
 
@@ -84,3 +85,13 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(tmp_path, arguments,
     assert word in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_series_of_a_folder_are_listed_with_what_was_left_out(tmp_path):
+    write_ct(tmp_path / "a", [0, 3, 6], kernel="B30f")
+    write_ct(tmp_path / "b", [0, 3], kernel="D45f", RescaleSlope=None)
+    (tmp_path / "readme.txt").write_text("no image")
+    done = _run("series", tmp_path)
+    assert done.returncode == 0
+    assert "1 CT series" in done.stdout and "B30f" in done.stdout and "SeriesInstanceUID 1.2.826." in done.stdout
+    assert "RescaleSlope" in done.stdout and "no DICOM" in done.stdout

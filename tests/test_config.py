@@ -6,11 +6,12 @@ from finegrain.config import LossConfig, NetworkConfig, PairsConfig, StudyConfig
 from finegrain.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+KINDS = {"train": TrainingRun, "study": StudyConfig, "pairs": PairsConfig}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_loads_and_survives_a_round_trip(path, tmp_path):
-    kind = TrainingRun if path.name.startswith("train-") else StudyConfig
+    kind = KINDS[path.name.split("-")[0]]
     config = load_config(path, kind)
     save_config(config, tmp_path / "again.yaml")
     again = load_config(tmp_path / "again.yaml", kind)

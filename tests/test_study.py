@@ -207,7 +207,7 @@ def test_a_study_is_called_small_only_if_it_is(study):
         return [_copy(pair, split, f"{split}{k % patients}") for k in range(slices)]
 
     def _copy(pair, split, patient):
-        return type(pair)(**{**vars(pair), "split": split, "patient": patient})
+        return pair.model_copy(update={"split": split, "patient": patient})
 
     large = _scale_note(config, pairs("train", 100, 5000) + pairs("validation", 4, 40) + pairs("test", 20, 400))
     assert "small" not in large

@@ -221,6 +221,102 @@ def denoise(
 
 
 @app.command()
+def series(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder (searched with its sub-folders) or file.")],
+) -> None:
+    """List the CT series of a folder, by their headers alone, and what was left out and why."""
+    from finegrain.scan.series import find_series
+
+    found, left_out = find_series(path)
+    rows = [["no.", "format", "slices", "matrix", "pixel mm", "every mm", "kernel", "scanner"]]
+    for number, one in enumerate(found, start=1):
+        pixel_mm = "×".join(f"{mm:.3f}" for mm in sorted(set(one.pixel_mm)))
+        kernel, scanner = (str(one.acquisition.get(keyword, "")) for keyword in ("ConvolutionKernel", "Manufacturer"))
+        rows.append(
+            [str(number), one.kind, str(len(one)), "×".join(map(str, one.shape)), pixel_mm, f"{one.slice_mm:.2f}", kernel, scanner]
+        )
+    _print_table(f"{len(found)} CT series", rows)
+    for number, one in enumerate(found, start=1):
+        for line in (*([f"SeriesInstanceUID {one.series_uid}"] if one.series_uid else []), *one.notes):
+            print(f"{number}: {line}")
+    for line in left_out:
+        print(f"left out: {line}")
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="YAML of a pairs configuration (see configs/pairs-*.yaml), or the folder or CSV file of a collection of real "
+            "pairs; with --dose-fraction, a folder of normal-dose scans.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the store; what is there is not made again.")],
+    layout: Annotated[str, typer.Option(help="Of a collection: mayo, tcia-ldct, lodopab, csv; auto looks.")] = "auto",
+    dose_fraction: Annotated[
+        list[float] | None,
+        typer.Option(help="Simulate this dose of each scan (repeatable: one is drawn for each slice)."),
+    ] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="Share of the patients kept for the test (0.4).")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share of the patients kept for validation (0.1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split and of simulated noise (0).")] = None,
+    data_root: DataRoot = Path("data"),
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Collections, scans and phantoms → a store of checked, balanced pairs of low and normal dose, split by patient."""
+    from finegrain.pairs.build import NOTES, build_pairs, config_of_source
+    from finegrain.pairs.manifest import MANIFEST, read_manifest
+    from finegrain.pairs.summary import summary_tables
+
+    settings = {"test_fraction": test_fraction, "validation_fraction": validation_fraction, "seed": seed}
+    config = config_of_source(source, layout=layout, dose_fractions=dose_fraction or (), settings=settings)
+    with _progress() as bar:
+        task = bar.add_task("looking for scans", total=None)
+        build_pairs(
+            config,
+            out,
+            data_root=data_root,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, description="building", completed=done, total=total),
+        )
+    for title, rows in summary_tables(read_manifest(out)):
+        _print_table(title, rows)
+    notes = (out / NOTES).read_text(encoding="utf-8").splitlines()
+    for note in notes[:5]:
+        print(f"note: {note}")
+    if len(notes) > 5:
+        print(f"note: {len(notes) - 5} more in {out / NOTES}")
+    print(f"\nManifest: {out / MANIFEST}\nLook at what was rejected: finegrain qc {out}")
+
+
+@app.command()
+def qc(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder that finegrain pairs has built.")],
+    out: Annotated[Path | None, typer.Option(help="HTML page to write; STORE/qc.html if not given.")] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Damage good pairs of the store in known ways, and show how many are detected.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the damage.")] = 0,
+) -> None:
+    """What quality control rejected and why, as a gallery, and what is borderline."""
+    from finegrain.pairs.inspect import proof_of_store, proof_rows, write_store_gallery
+    from finegrain.pairs.manifest import read_manifest
+    from finegrain.pairs.summary import verdicts_table
+
+    rows = read_manifest(store)
+    page = write_store_gallery(store, rows, out or store / "qc.html")
+    _print_table(*verdicts_table(rows))
+    if prove:
+        with _progress() as bar:
+            bar.add_task("damaging good pairs", total=None)
+            table = proof_of_store(store, rows, seed=seed)
+        _print_table("detection of known damage", proof_rows(table))
+    print(f"\nGallery: {page}")
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML of a training run, see configs/train-*.yaml.")],
     out: Annotated[Path, typer.Option(help="Run folder; a run that was stopped goes on from its last checkpoint.")],

@@ -101,6 +101,10 @@ class SimulateConfig(Config):
         return self
 
 
+HEADER_KERNEL = "header"
+"""Stands for the reconstruction kernel that a scan's own header names."""
+
+
 class PhantomSource(Config):
     """Virtual patients: procedural anatomy with exact truth."""
 
@@ -119,12 +123,15 @@ class PhantomSource(Config):
 
 
 class ScanSource(Config):
-    """A real normal-dose scan: DICOM, NIfTI or NRRD; only the missing noise is added."""
+    """Real normal-dose scans: DICOM, NIfTI, NRRD or MetaImage; only the missing noise is added."""
 
     kind: Literal["scan"] = "scan"
     path: str = Field(description="Folder or file; relative paths start at the data root.")
-    patient: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of this patient in the split: scans of one patient share it."
+    patient: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of this patient in the split, for a path that holds one series: scans of one patient share it. Without, "
+        "every series below the path is taken, and patients get pseudonyms.",
     )
     every: int = Field(1, ge=1, description="Take each n-th slice.")
     repeats: int = Field(1, ge=1, description="How often each slice is simulated, each time drawn anew.")
@@ -134,7 +141,9 @@ class ScanSource(Config):
         "that its own noise has the spectrum of the noise that is added; else it is taken as it is.",
     )
     kernels: tuple[str, ...] = Field(
-        (), description="Kernels for this scan, instead of those of all; none sharper than its own, which cannot be made from it."
+        (),
+        description="Kernels for this scan, instead of those of all; none sharper than its own, which cannot be made from it. "
+        "header stands for the one that its header names.",
     )
     split: Split | None = Field(None, description="Put this patient here instead of drawing.")
 
@@ -190,6 +199,9 @@ class PairsConfig(Config):
     )
     test_fraction: float = Field(0.4, ge=0, lt=1, description="Share of the patients kept for the test.")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the patients kept for validation.")
+    qc: Literal["reject", "report"] = Field(
+        "reject", description="Whether pairs that quality control rejects are left out, or measured only and kept."
+    )
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -209,7 +221,8 @@ class PairsConfig(Config):
     def named_kernels(self) -> set[str]:
         """Every reconstruction kernel that is named here."""
         scans = [source for source in self.sources if isinstance(source, ScanSource)]
-        return {*self.kernels, *(kernel for scan in scans for kernel in (*scan.kernels, scan.own_kernel) if kernel)}
+        own = {kernel for scan in scans for kernel in (*scan.kernels, scan.own_kernel) if kernel}
+        return {*self.kernels, *own} - {HEADER_KERNEL}
 
 
 def _check_band(band: tuple[float, float], dct_block: int) -> None:
@@ -279,11 +292,25 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0)
 
 
-class TrainingRun(Config):
+class PairsInput(Config):
+    """Where a run takes its pairs from: it makes them, or reads a store."""
+
+    pairs: PairsConfig | None = Field(None, description="The pairs that the run makes for itself.")
+    store: str | None = Field(
+        None, description="Instead: a store that finegrain pairs has built; relative paths start at the data root."
+    )
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.pairs is None) == (self.store is None):
+            raise ValueError("give either pairs or a store")
+        return self
+
+
+class TrainingRun(PairsInput):
     """One network, trained once: the input of `finegrain train`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
-    pairs: PairsConfig
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
@@ -318,11 +345,10 @@ PAPER_ARMS = (
 )
 
 
-class StudyConfig(Config):
+class StudyConfig(PairsInput):
     """The paper's experiment: pairs → networks → evaluation → statistics → report."""
 
     title: str = "Low-dose CT denoising study"
-    pairs: PairsConfig
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
     arms: tuple[Arm, ...] = PAPER_ARMS

@@ -32,7 +32,7 @@ from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import file_sha256
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork, build_network, count_macs
-from finegrain.pairs.build import build_pairs
+from finegrain.pairs.build import pairs_of_run
 from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions, write_provenance
 from finegrain.report import CropView, StudyReport, StudyRow, render_study
@@ -74,9 +74,8 @@ def run_study(config: StudyConfig, out: Path, *, data_root: Path, workers: int, 
     Raises: FinegrainError, and leaves the folder as it is, if it holds a study of another configuration.
     """
     networks = _check(config)
-    folder = out / "pairs"
-    pairs = build_pairs(
-        config.pairs, folder, data_root=data_root, workers=workers, progress=lambda done, n: progress("simulating pairs", done, n)
+    pairs, folder = pairs_of_run(
+        config, out, data_root=data_root, workers=workers, progress=lambda done, n: progress("making pairs", done, n)
     )
     test = [pair for pair in pairs if pair.split == "test"]
     if not test:
@@ -110,7 +109,7 @@ def _check(config: StudyConfig) -> dict[str, DenoisingNetwork]:
     """
     for protocol in config.protocols:
         protocol_named(protocol)
-    for kernel in config.pairs.named_kernels():
+    for kernel in config.pairs.named_kernels() if config.pairs else ():
         find_kernel(kernel)
     for arm in config.arms:
         if arm.name in (INPUT, REFERENCE, TRUTH) or arm.name.split()[0] in ("blend", "equaliser"):

@@ -1,20 +1,23 @@
 """Pairs are split by patient, repeat bit for bit, and are never half-written."""
 
+import csv
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finegrain.config import PairsConfig, PhantomSource, ScanSource
-from finegrain.errors import DataError, GeometryError
+from finegrain.errors import ConfigError, DataError, GeometryError
 from finegrain.hu import HURange
-from finegrain.pairs.build import _sides, build_pairs
-from finegrain.pairs.dataset import PatchSampler
-from finegrain.pairs.manifest import MANIFEST, check_split, read_manifest, split_patients, write_manifest
+from finegrain.pairs.build import Unit, _sides, build_pairs, find_units, ready_pairs
+from finegrain.pairs.dataset import PatchSampler, mix_dose
+from finegrain.pairs.manifest import MANIFEST, SCHEMA, Pair, check_split, read_manifest, split_patients, write_manifest
+from finegrain.pairs.store import Made, locked, put_task
 from finegrain.sample import sample_folder
 
 
@@ -36,7 +39,7 @@ def test_a_virtual_person_seen_in_two_regions_stands_on_one_side():
     config = PairsConfig(
         sources=(PhantomSource(region="thorax", patients=6), PhantomSource(region="abdomen", patients=6)), test_fraction=0.5
     )
-    assert len(_sides(config)) == 6
+    assert len(_sides(config, find_units(config, Path())[0])) == 6
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,11 @@ def test_a_build_of_the_same_configuration_gives_the_same_bytes(built, tmp_path)
 
 def test_a_finished_build_is_read_back_and_another_configuration_refused(built):
     config, folder, pairs = built
-    assert build_pairs(config, folder, data_root=folder) == pairs
+    before = (folder / MANIFEST).read_bytes()
+    read_back = ready_pairs(config, folder, data_root=Path("/nowhere"))  # the sources are not even looked for
+    assert [(pair.key, pair.split, pair.sha256) for pair in read_back] == [(pair.key, pair.split, pair.sha256) for pair in pairs]
+    build_pairs(config, folder, data_root=folder)
+    assert (folder / MANIFEST).read_bytes() == before
     with pytest.raises(DataError, match="another configuration"):
         build_pairs(config.model_copy(update={"seed": 1}), folder, data_root=folder)
 
@@ -87,19 +94,23 @@ def test_a_scan_whose_pixels_are_not_square_is_refused_at_once_with_their_size(t
         size=192,
         pixel_mm=(1.9, 1.9),
     )
-    with pytest.raises(GeometryError, match=r"got 0\.9 × 0\.7 mm in a\.nii"):
+    with pytest.raises(GeometryError, match=r"got 0\.9 × 0\.7 mm"):
         build_pairs(config, tmp_path / "pairs", data_root=tmp_path, workers=1)
-    assert len(list((tmp_path / "pairs").glob(".*.rows"))) < 4, "the other tasks are not waited for"
+    assert len(list((tmp_path / "pairs" / "tasks").iterdir())) < 6, "the other tasks are not waited for"
 
 
 def test_a_manifest_with_a_patient_on_two_sides_is_refused(built, tmp_path):
     _, _, pairs = built
-    wrong = [pairs[0], replace(pairs[0], key="other", sha256="x", split="test" if pairs[0].split != "test" else "train")]
+    other = {"key": "other", "sha256": "x", "normal_sha256": "y", "split": "test" if pairs[0].split != "test" else "train"}
+    wrong = [pairs[0], pairs[0].model_copy(update=other)]
     write_manifest(tmp_path, wrong)
     with pytest.raises(DataError, match="belongs to one"):
         read_manifest(tmp_path)
     with pytest.raises(DataError, match="sha256"):
-        check_split([pairs[0], replace(wrong[1], patient="another", sha256=pairs[0].sha256)])
+        check_split([pairs[0], wrong[1].model_copy(update={"patient": "another", "sha256": pairs[0].sha256})])
+    with pytest.raises(DataError, match="normal_sha256"):
+        check_split([pairs[0], wrong[1].model_copy(update={"patient": "another", "normal_sha256": pairs[0].normal_sha256})])
+    check_split([pairs[0], wrong[1].model_copy(update={"verdict": "reject"})])
 
 
 def test_missing_manifest_and_missing_pixels_are_said(built, tmp_path):
@@ -126,14 +137,160 @@ def test_patches_are_the_same_for_one_seed_and_step_and_lie_in_the_body(built):
 
 def test_manifest_rows_say_how_each_pair_was_made(built):
     _, folder, _ = built
-    row = json.loads((folder / MANIFEST).read_text().splitlines()[0])
-    assert {"patient", "split", "kernel", "dose_fraction", "photons", "pixel_mm", "seed", "sha256"} <= set(row)
+    with (folder / MANIFEST).open() as file:
+        row = next(csv.DictReader(file))
+    assert {"patient", "split", "kernel", "dose_fraction", "photons", "pixel_mm", "seed", "sha256", "qc_shift_x_px"} <= set(row)
+    schema = json.loads((folder / SCHEMA).read_text())
+    assert set(schema["properties"]) == set(row)
+    assert all("description" in one for name, one in schema["properties"].items() if not name.startswith("qc_"))
 
 
 def test_a_split_that_was_asked_for_is_kept_and_a_contradiction_refused():
     scan = {"kind": "scan", "path": "x", "patient": "A"}
     others = [{"kind": "phantom", "patients": 3}]
+
+    def sides(*scans):
+        config = PairsConfig(sources=[*scans, *others])
+        units = [Unit(source, k, "A", "scan", source.split, None, (0,)) for k, source in enumerate(config.sources[: len(scans)])]
+        return _sides(config, [*units, *find_units(PairsConfig(sources=others), Path())[0]])
+
     for order in ([scan, {**scan, "split": "test"}], [{**scan, "split": "test"}, scan]):
-        assert _sides(PairsConfig(sources=[*order, *others]))["A"] == "test"
+        assert sides(*order)["A"] == "test"
     with pytest.raises(DataError, match="choose one"):
-        _sides(PairsConfig(sources=[{**scan, "split": "train"}, {**scan, "split": "test"}, *others]))
+        sides({**scan, "split": "train"}, {**scan, "split": "test"})
+
+
+# --- a store that grows ---------------------------------------------------------------------------------------------------
+
+
+def _phantoms(patients, **changes):
+    source = PhantomSource(region="thorax", patients=patients, slices=1)
+    return PairsConfig(
+        sources=(source,), size=64, pixel_mm=(6.0, 6.0), test_fraction=0.3, validation_fraction=0.2, qc="report", **changes
+    )
+
+
+def _tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_store_grows_by_what_is_new_and_nobody_changes_sides(tmp_path):
+    few = build_pairs(_phantoms(4), tmp_path, data_root=tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}
+    more = build_pairs(_phantoms(7), tmp_path, data_root=tmp_path)
+    assert (len(few), len(more)) == (4, 7)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}
+    assert before.items() <= after.items()
+    sides = {pair.patient: pair.split for pair in more}
+    assert {pair.patient: pair.split for pair in few}.items() <= sides.items()
+    assert sorted(sides.values()).count("test") == 2
+    with pytest.raises(DataError, match="added, not changed or taken away"):
+        build_pairs(_phantoms(4), tmp_path, data_root=tmp_path)
+
+
+def test_a_build_that_was_cut_off_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    build_pairs(_phantoms(3), whole, data_root=tmp_path)
+    build_pairs(_phantoms(3), broken, data_root=tmp_path)
+    (broken / MANIFEST).unlink()
+    tasks = sorted((broken / "tasks").iterdir())
+    tasks[0].unlink()  # its shard is there, but nothing says that it is whole
+    (broken / "shards" / f"{tasks[1].stem}.npy").rename(broken / "shards" / f".{tasks[1].stem}.npy.tmp")
+    tasks[1].unlink()
+    build_pairs(_phantoms(3), broken, data_root=tmp_path)
+    assert _tree(broken) == _tree(whole)
+
+
+def test_two_builders_do_not_share_a_store(tmp_path):
+    with locked(tmp_path), pytest.raises(DataError, match="another process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_images_of_different_sizes_find_their_places(tmp_path):
+    images = [np.full((2, size, size), size, dtype=np.int16) for size in (8, 9, 8)]
+    pairs = [Pair(key=f"k{k}", patient="p", pixel_mm=1.0) for k in range(3)]
+    made = put_task(tmp_path, "p-0", images, Made(pairs))
+    for pair, stored in zip(made.pairs, images, strict=True):
+        np.testing.assert_array_equal(pair.images(tmp_path), stored)
+
+
+def test_a_manifest_that_was_edited_badly_is_said_to_be_damaged(built, tmp_path):
+    write_manifest(tmp_path, built[2])
+    text = (tmp_path / MANIFEST).read_text()
+    (tmp_path / MANIFEST).write_text(text.replace("train", "trian"))
+    with pytest.raises(DataError, match=r"damaged or of another version \(split"):
+        read_manifest(tmp_path)
+
+
+def test_rows_survive_the_way_to_disk_and_back(built, tmp_path):
+    write_manifest(tmp_path, read_manifest(built[1]))
+    assert (tmp_path / MANIFEST).read_bytes() == (built[1] / MANIFEST).read_bytes()
+
+
+# --- patches --------------------------------------------------------------------------------------------------------------
+
+
+def _store(folder, doses, *, sigma=10.0):
+    """Pairs of flat bodies, one patient each, with inserted white noise."""
+    generator = np.random.default_rng(0)
+    pairs = []
+    for k, dose in enumerate(doses):
+        normal = generator.normal(0, sigma, (64, 64))
+        low = normal + generator.normal(0, sigma * np.sqrt(1 / dose - 1), normal.shape)
+        images = np.round(np.stack([low, normal])).astype(np.int16)
+        pair = Pair(key=f"k{k}", patient=f"p{k}", pixel_mm=0.7, dose_fraction=dose, noise="inserted", rows=64, columns=64)
+        pairs += put_task(folder, f"p{k}-0", [images], Made([pair])).pairs
+    return pairs
+
+
+def test_each_batch_holds_every_dose_in_its_share(tmp_path):
+    pairs = _store(tmp_path, [0.1] * 12 + [0.25] * 3 + [0.5])
+    sampler = PatchSampler(pairs, tmp_path, patch=16, batch=12, hu_range=HURange(), seed=0)
+    counts = np.array([[sum(p.dose_fraction == d for p in sampler.pairs_at(step)) for d in (0.1, 0.25, 0.5)] for step in range(40)])
+    assert (counts.sum(axis=1) == 12).all()
+    assert np.ptp(counts, axis=0).max() <= 1, "systematic sampling is exact to one patch"
+    assert counts.mean(axis=0).max() - counts.mean(axis=0).min() < 6
+
+
+def test_workers_change_no_batch(tmp_path):
+    sampler = PatchSampler(_store(tmp_path, [0.25] * 4), tmp_path, patch=16, batch=4, hu_range=HURange(), seed=0)
+    steps = range(3, 9)
+    loaded = torch.utils.data.DataLoader(sampler, sampler=steps, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    for step, (inputs, targets) in zip(steps, loaded, strict=True):
+        assert inputs.equal(sampler.batch_at(step)[0]) and targets.equal(sampler.batch_at(step)[1])
+
+
+def test_a_mixed_dose_has_the_noise_of_that_dose(tmp_path):
+    low, normal = _store(tmp_path, [0.1], sigma=100.0)[0].images(tmp_path).astype(np.float32)
+    for dose in (0.1, 0.25, 0.5):
+        mixed = mix_dose(np.stack([low, normal]), 0.1, dose)
+        assert np.std(mixed[0]) == pytest.approx(100 / np.sqrt(dose), rel=0.04)
+        np.testing.assert_array_equal(mixed[1], normal)
+    np.testing.assert_allclose(mix_dose(np.stack([low, normal]), 0.1, 0.1)[0], low, rtol=1e-5)
+
+
+def test_doses_are_mixed_between_that_of_the_pair_and_the_highest_asked_for(tmp_path):
+    pairs = _store(tmp_path, [0.1], sigma=100.0)
+    told = {"patch": 64, "batch": 8, "hu_range": HURange(), "seed": 1}
+    plain, mixed = PatchSampler(pairs, tmp_path, **told), PatchSampler(pairs, tmp_path, doses=(0.05, 0.6), **told)
+
+    def noise(sampler):
+        inputs, targets = sampler.batch_at(0)
+        return (inputs - targets).std(dim=(1, 2, 3)).numpy()
+
+    share = noise(mixed) / noise(plain).mean()
+    assert (share <= 1.001).all() and (share > 0.95 * np.sqrt((1 / 0.6 - 1) / 9)).all() and np.ptp(share) > 0.2
+    with pytest.raises(ConfigError, match="rising pair"):
+        PatchSampler(pairs, tmp_path, doses=(0.5, 0.2), **told)
+
+
+def test_more_shards_than_are_mapped_give_the_same_patches(tmp_path, monkeypatch):
+    pairs = _store(tmp_path, [0.25] * 6)
+    told = {"patch": 16, "batch": 6, "hu_range": HURange(), "seed": 2}
+    expected = PatchSampler(pairs, tmp_path, **told).batch_at(0)[0]
+    monkeypatch.setattr("finegrain.pairs.dataset.MAPPED_SHARDS", 2)
+    sampler = PatchSampler(pairs, tmp_path, **told)
+    assert sampler.batch_at(0)[0].equal(expected)
+    assert len(sampler._mapped) == 2

@@ -1,7 +1,6 @@
 """Training learns, resumes to the bit, and stops at a NaN with the batch kept."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import torch
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.errors import DataError
 from finegrain.networks.skeleton import build_network
-from finegrain.pairs.manifest import Pair, store_images
+from finegrain.pairs.manifest import Pair
+from finegrain.pairs.store import Made, put_task
 from finegrain.train.loop import fit, schedule
 
 NETWORK = NetworkConfig(family="hybrid", channels=(8, 16, 16), blocks=(1, 1, 1), heads=(2, 2))
@@ -25,9 +25,8 @@ def pairs(tmp_path):
         clean = 40 + 60 * np.sign(np.sin(np.arange(96) / 7 + number))[None, :] * np.ones((96, 1))
         images = np.round(np.stack([clean + generator.normal(0, 40, clean.shape), clean])).astype(np.int16)
         key = f"pair{number}"
-        made.append(
-            Pair(key, f"p{number}", split, 0, "test", 0, 0.7, "B30f", 0.25, 1e6, 0, False, store_images(tmp_path, key, images))
-        )
+        pair = Pair(key=key, patient=f"p{number}", split=split, pixel_mm=0.7, kernel="B30f", dose_fraction=0.25)
+        made += put_task(tmp_path, key, [images], Made([pair])).pairs
     return made
 
 
@@ -92,7 +91,7 @@ def test_a_run_of_another_configuration_is_refused_and_left_as_it_is(pairs, tmp_
     _fit(pairs, tmp_path, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     if change.get("other_pixels"):
-        pairs = [replace(pairs[0], sha256="0"), *pairs[1:]]
+        pairs = [pairs[0].model_copy(update={"sha256": "0"}), *pairs[1:]]
     with pytest.raises(DataError, match="training of another configuration; give another folder with --out or remove"):
         fit(
             build_network(change.get("network", NETWORK), seed=0),
@@ -107,7 +106,9 @@ def test_a_run_of_another_configuration_is_refused_and_left_as_it_is(pairs, tmp_
 
 def test_other_test_pairs_do_not_hinder_a_run_from_going_on(pairs, tmp_path):
     first = _fit(pairs, tmp_path, tmp_path / "run")
-    again = _fit([*pairs, replace(pairs[0], key="another", split="test", sha256="0")], tmp_path, tmp_path / "run")
+    again = _fit(
+        [*pairs, pairs[0].model_copy(update={"key": "another", "split": "test", "sha256": "0"})], tmp_path, tmp_path / "run"
+    )
     assert again.history == first.history
 
 

@@ -17,6 +17,7 @@ CONFIG = {
         "pixel_mm": [1.9, 1.9],
         "test_fraction": 0,
         "validation_fraction": 0.5,
+        "qc": "report",
     },
     "network": {"family": "hybrid", "channels": [8, 16, 16], "blocks": [1, 1, 1], "heads": [2, 2]},
     "train": {"steps": 4, "batch": 2, "patch": 32, "validate_every": 2, "warmup": 1, "threads": 1},

@@ -1,256 +1,366 @@
-"""The stage's main path: sources → pairs on disk, in parallel, each pair whole or not there, skipping what is done."""
+"""The stage's main path: sources → pairs on disk, in parallel, each task whole or not there, skipping what is done.
+
+A task is a virtual patient, or a few slices of a scan. Its name holds a hash of all that decides its pixels, so that sources can be
+added to a store later: what was built stays as it is. What needs to see all pairs (verdicts, regions, the split) comes last.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from finegrain.config import PairsConfig, PhantomSource, ScanSource, Source, Split
-from finegrain.errors import DataError, GeometryError
+from finegrain.config import (
+    HEADER_KERNEL,
+    CollectionSource,
+    PairsConfig,
+    PairsInput,
+    PhantomSource,
+    ScanSource,
+    Source,
+    Split,
+    config_of,
+    load_config,
+)
+from finegrain.errors import ConfigError, DataError
 from finegrain.files import write_whole
-from finegrain.pairs.manifest import MANIFEST, Pair, read_manifest, split_patients, store_images, write_manifest
-from finegrain.scan.read import read_scan
-from finegrain.scan.volume import CTVolume
-from finegrain.simulate.acquire import Scanner, matching_exposure, scanner_of
-from finegrain.simulate.dose import Exposure, scanner_settings
-from finegrain.simulate.fbp import find_kernel, resample_and_rekernel
-from finegrain.simulate.phantom import VirtualPatient
-from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
+from finegrain.pairs.collections import PairedScan, Series, find_pairs, find_scans
+from finegrain.pairs.collections.found import find_usable_series
+from finegrain.pairs.inspect import judged
+from finegrain.pairs.make import Task, run_task
+from finegrain.pairs.manifest import MANIFEST, Pair, check_split, read_manifest, split_patients, write_manifest
+from finegrain.pairs.qc import judge
+from finegrain.pairs.region import SliceFeatures, classify
+from finegrain.pairs.store import SPLITS, Made, done_tasks, get_task, is_done, locked
+from finegrain.parallel import in_processes
+from finegrain.provenance import write_provenance
+from finegrain.simulate.fbp import find_kernel
 
-CHUNK = 12
-"""Slices of a scan that one worker takes at a time."""
-
-PHANTOM_SLICE_MM = 3.0
-"""Slice thickness that the photons of a phantom scan are those of: it sets how much read-out noise they come with."""
+CHUNK = 16
+"""Slices of a scan that one worker takes at a time; their pixels are held until their shard is written."""
+FORMAT = 1
+"""Of the store; changes when the same configuration gives other pixels or rows, and every task is then made anew."""
+STAMP, NOTES = "pairs.json", "notes.txt"
 
 Progress = Callable[[int, int], None]
 """Called with how many tasks are done and how many there are."""
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What one worker does at a time: a virtual patient, or a few slices of a scan."""
+class Unit:
+    """One series of one patient, or one virtual patient: what regions are found over, and what is cut into tasks.
+
+    Attributes:
+        source, source_index: of the configuration.
+        patient: a label that is safe to show.
+        stratum: patients of one stratum are split among themselves.
+        split: the side that is prescribed, if any.
+        scan: what is to be read; None for a phantom.
+        numbers: slices, or pairs, of the scan that are wanted; of a phantom, its anatomy seed.
+        tag: BodyPartExamined of the header.
+    """
 
     source: Source
+    source_index: int
     patient: str
-    split: Split
-    index: int
-    slices: tuple[int, ...]
-    seed: int
+    stratum: str
+    split: Split | None
+    scan: Series | PairedScan | None
+    numbers: tuple[int, ...]
+    tag: str | None = None
+
+    def tasks(self, config: PairsConfig) -> Iterator[Task]:
+        """Its tasks, in order; the same for the same scan, wherever it lies and whatever else is built."""
+        for start in range(0, len(self.numbers), CHUNK):
+            numbers = self.numbers[start : start + CHUNK]
+            decides = {
+                "format": FORMAT,
+                "source": self.source.model_dump(exclude=UNDECISIVE[self.source.kind]),
+                "config": config.model_dump(include=DECISIVE[self.source.kind]),
+                "kernels": [repr(find_kernel(name)) for name in _kernels(config, self.source)],
+                "patient": self.patient,
+                "scan": self.scan.fingerprint if self.scan else "",
+                "stated": (self.scan.dose_fraction, self.scan.noise) if isinstance(self.scan, PairedScan) else (),
+                "numbers": numbers,
+            }
+            digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+            name = f"{self.patient}-{digest[:12]}"
+            yield Task(name, config, self.source, self.source_index, self.patient, numbers, self.scan, int(digest[-8:], 16))
+
+
+UNDECISIVE = {
+    "phantom": {"patients", "first_seed", "split"},
+    "scan": {"path", "patient", "split"},
+    "collection": {"path", "low_dose", "normal_dose", "layout", "split"},
+}
+"""What of a source does not change the pixels of one of its tasks."""
+DECISIVE = {
+    "phantom": {"dose_fractions", "kernels", "photons", "size", "pixel_mm", "seed"},
+    "scan": {"dose_fractions", "kernels", "pixel_mm", "seed"},
+    "collection": set[str](),
+}
+"""What of the configuration does."""
+
+
+def _kernels(config: PairsConfig, source: Source) -> list[str]:
+    """The reconstruction kernels that a source may be simulated with."""
+    if isinstance(source, CollectionSource):
+        return []
+    own = [*source.kernels, source.own_kernel] if isinstance(source, ScanSource) else []
+    return sorted({*config.kernels, *(kernel for kernel in own if kernel)} - {HEADER_KERNEL})
+
+
+def pairs_of_run(
+    run: PairsInput, out: Path, *, data_root: Path, workers: int, progress: Progress | None = None
+) -> tuple[list[Pair], Path]:
+    """The usable pairs of a run with the output folder `out`, and the store that holds them."""
+    if run.store is not None:
+        folder = data_root / run.store
+        return [pair for pair in read_manifest(folder) if pair.is_usable], folder
+    assert run.pairs is not None
+    return ready_pairs(run.pairs, out / "pairs", data_root=data_root, workers=workers, progress=progress), out / "pairs"
+
+
+def ready_pairs(
+    config: PairsConfig, folder: Path, *, data_root: Path, workers: int = 2, progress: Progress | None = None
+) -> list[Pair]:
+    """The usable pairs of a configuration: read back if `folder` holds them, else built; to train and to test on.
+
+    Raises: DataError if the folder holds the pairs of another configuration.
+    """
+    if (folder / MANIFEST).is_file() and _held_hash(folder) == config.hash():
+        return [pair for pair in read_manifest(folder) if pair.is_usable]
+    return build_pairs(config, folder, data_root=data_root, workers=workers, progress=progress)
 
 
 def build_pairs(
     config: PairsConfig, folder: Path, *, data_root: Path, workers: int = 2, progress: Progress | None = None
 ) -> list[Pair]:
-    """Make every pair of a configuration, in `folder`; a finished build is read back, a broken one goes on.
+    """Make every pair of a configuration that `folder` does not hold yet, and the manifest anew; gives the usable pairs.
 
-    Raises: DataError if the folder holds the pairs of another configuration.
+    A build that was stopped goes on. A store can grow: sources that were added, and patients that were added to a source, join
+    what is there, and nobody changes sides. Rejected pairs stay in the store and the manifest, with the reason.
+
+    Raises: DataError if the folder holds pairs that this configuration would not make.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = folder / "pairs.json"
-    if stamp.is_file() and json.loads(stamp.read_text())["hash"] != config.hash():
-        raise DataError(f"{folder} holds pairs of another configuration; give another folder or remove it")
-    if (folder / MANIFEST).is_file():
-        return read_manifest(folder)
-    for kernel in config.named_kernels():
-        find_kernel(kernel)
-    write_whole(stamp, json.dumps({"hash": config.hash(), "config": config.model_dump(mode="json")}, indent=1))
-    tasks = list(_tasks(config, data_root))
-    pairs: list[Pair] = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_run, task, config, folder, data_root) for task in tasks]
-        try:
-            for done, future in enumerate(as_completed(waiting), start=1):
-                pairs += future.result()
-                if progress:
-                    progress(done, len(tasks))
-        finally:
-            pool.shutdown(cancel_futures=True)  # else an error of the first task would be told after the last
-    pairs.sort(key=lambda pair: pair.key)
-    write_manifest(folder, pairs)
-    for rows in folder.glob(".*.rows"):
-        rows.unlink()
-    return read_manifest(folder)
+    folder = Path(folder)
+    if workers < 1:
+        raise ConfigError(f"expected at least one worker process, got {workers}")
+    with locked(folder):
+        units, left_out = find_units(config, data_root)
+        tasks = {task.name: task for unit in units for task in unit.tasks(config)}
+        foreign = done_tasks(folder) - set(tasks)
+        if foreign:
+            raise DataError(
+                f"{folder} holds pairs of another configuration ({len(foreign)} of {len(done_tasks(folder))} parts are not of this "
+                "one): sources may be added, not changed or taken away; give another folder or remove it"
+            )
+        sides = _sides(config, units, before=_held_sides(folder))
+        write_provenance(folder, without_paths(config))
+        write_whole(folder / SPLITS, json.dumps(sides, indent=1, sort_keys=True) + "\n")
+        missing = [task for task in tasks.values() if not is_done(folder, task.name)]
+        done = len(tasks) - len(missing)
+        if missing:
+            (folder / MANIFEST).unlink(missing_ok=True)  # it would not tell of what is added now
+        for _ in in_processes(partial(run_task, folder=folder), iter(missing), workers=workers):
+            done += 1
+            if progress:
+                progress(done, len(tasks))
+        pairs, also_left_out = _decided(config, folder, units, sides)
+        check_split(pairs)
+        write_whole(folder / NOTES, "".join(line + "\n" for line in (*left_out, *also_left_out)))
+        write_whole(folder / STAMP, json.dumps({"format": FORMAT, "hash": config.hash()}) + "\n")
+        write_manifest(folder, pairs)
+    return [pair for pair in read_manifest(folder) if pair.is_usable]
 
 
-def _tasks(config: PairsConfig, data_root: Path) -> Iterator[_Task]:
-    sides = _sides(config)
+def _held_hash(folder: Path) -> str | None:
+    """The hash of the configuration that a finished store was built from."""
+    try:
+        held: dict[str, Any] = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held.get("hash") if held.get("format") == FORMAT else None
+
+
+def _held_sides(folder: Path) -> dict[str, Split]:
+    try:
+        sides: dict[str, Split] = json.loads((folder / SPLITS).read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    except ValueError:
+        raise DataError(f"{folder / SPLITS} is damaged; build in another folder") from None
+    return sides
+
+
+def without_paths(config: PairsConfig) -> PairsConfig:
+    """The configuration without the places of its scans: folders are named after patients surprisingly often."""
+    sources = tuple(
+        source.model_copy(
+            update={name: "(not stored)" for name in ("path", "low_dose", "normal_dose") if getattr(source, name, None)}
+        )
+        for source in config.sources
+    )
+    return config.model_copy(update={"sources": sources})
+
+
+def config_of_source(
+    source: str, *, layout: str = "auto", dose_fractions: Sequence[float] = (), settings: Mapping[str, Any] | None = None
+) -> PairsConfig:
+    """The configuration of a YAML file, or of a folder or file of scans that needs none.
+
+    Args:
+        source: a .yaml file; or the folder or file of a collection of real pairs, or of normal-dose scans to be simulated.
+        layout: of the collection.
+        dose_fractions: to simulate; none takes the source for a collection.
+        settings: what is to be other than the file, or the defaults, say; None stands for nothing said.
+
+    Raises: ConfigError in one line.
+    """
+    said = {name: value for name, value in (settings or {}).items() if value is not None}
+    path = Path(source)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        if layout != "auto" or dose_fractions:
+            raise ConfigError("--layout and --dose-fraction belong into the YAML file; give them there")
+        return config_of(PairsConfig, load_config(path, PairsConfig).model_dump() | said)
+    if not path.exists():
+        raise ConfigError(f"expected a YAML file, or a folder or file of scans, found nothing at {source}")
+    whole = str(path.resolve())
+    if dose_fractions:
+        if layout != "auto":
+            raise ConfigError("--layout is for collections of real pairs, --dose-fraction for scans; give one of them")
+        scans = {"kind": "scan", "path": whole, "kernels": (HEADER_KERNEL,)}
+        return config_of(PairsConfig, {"sources": [scans], "dose_fractions": tuple(dose_fractions), "pixel_mm": (0, 0), **said})
+    return config_of(PairsConfig, {"sources": [{"kind": "collection", "path": whole, "layout": layout}], **said})
+
+
+# --- what is there -------------------------------------------------------------------------------------------------------
+
+
+def find_units(config: PairsConfig, data_root: Path) -> tuple[list[Unit], list[str]]:
+    """Everything that the sources hold, by their headers alone, and what was left out with the reason.
+
+    Raises: DataError or ScanError if a source holds nothing that can be used.
+    """
+    units: list[Unit] = []
+    left_out: list[str] = []
     for index, source in enumerate(config.sources):
-        for patient in _patients(source):
-            seed = [config.seed, index]
-            if isinstance(source, PhantomSource):
-                anatomy = int(patient.rsplit("-", 1)[1])
-                yield _Task(source, patient, sides[patient], index, (anatomy,), hash_seed(*seed, anatomy))
-            else:
-                numbers = range(0, len(_read_cached(data_root / source.path)), source.every)
-                for start in range(0, len(numbers), CHUNK):
-                    yield _Task(
-                        source,
-                        patient,
-                        sides[patient],
-                        index,
-                        tuple(numbers[start : start + CHUNK]),
-                        hash_seed(*seed, start),
-                    )
+        if isinstance(source, PhantomSource):
+            seeds = range(source.first_seed, source.first_seed + source.patients)
+            units += [Unit(source, index, f"virtual-{seed:04d}", source.region, source.split, None, (seed,)) for seed in seeds]
+        elif isinstance(source, ScanSource):
+            scans, notes = _scans(source, data_root)
+            for patient, series in scans:
+                numbers = tuple(range(0, len(series), source.every))
+                tag = str(series.acquisition.get("BodyPartExamined", "")) or None
+                units.append(Unit(source, index, patient, "scan", source.split, series, numbers, tag))
+            left_out += notes
+        else:
+            found, more = find_pairs(source, data_root=data_root)
+            for scan in found:
+                numbers = tuple(range(0, len(scan), source.every))
+                tag = str(scan.normal_dose.acquisition.get("BodyPartExamined", "")) or None
+                split = source.split or scan.split
+                units.append(Unit(source, index, scan.patient, scan.collection, split, scan, numbers, tag))
+            left_out += [*more, *(f"patient {scan.patient}: {note}" for scan in found for note in scan.notes)]
+    seen: set[tuple[str, str, str]] = set()
+    for unit in units:
+        identity = (unit.source.kind, unit.stratum + unit.patient, unit.scan.fingerprint if unit.scan else str(unit.source_index))
+        if identity in seen:
+            raise DataError(f"source {unit.source_index + 1} holds a scan of {unit.patient} that is there already; name it once")
+        seen.add(identity)
+    return units, left_out
 
 
-def hash_seed(*parts: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+def _scans(source: ScanSource, data_root: Path) -> tuple[list[tuple[str, Series]], tuple[str, ...]]:
+    path = data_root / source.path
+    if source.patient is None:
+        return find_scans(path)
+    series, left_out = find_usable_series(path)
+    if len(series) != 1:
+        found = f"found {len(series)}" + (f" (left out: {left_out[0]})" if left_out and not series else "")
+        raise DataError(
+            f"the scan of patient {source.patient} must be one CT series, {found}; give the folder of one, or leave the patient "
+            "out to take them all"
+        )
+    return [(source.patient, series[0])], tuple(left_out)
 
 
-def _patients(source: Source) -> list[str]:
-    if isinstance(source, PhantomSource):
-        return [f"virtual-{source.first_seed + k:04d}" for k in range(source.patients)]
-    return [source.patient]
-
-
-def _sides(config: PairsConfig) -> dict[str, Split]:
-    """Which side each patient stands on; regions of the phantoms are split each for itself, so that all sides see all."""
-    sides: dict[str, Split] = {}
-    for source in config.sources:
-        for patient in _patients(source):
-            if source.split and sides.setdefault(patient, source.split) != source.split:
-                raise DataError(f"patient {patient} is put into the splits {sides[patient]} and {source.split}; choose one")
+def _sides(config: PairsConfig, units: list[Unit], *, before: dict[str, Split] | None = None) -> dict[str, Split]:
+    """Which side each patient stands on; each stratum is split for itself, so that all sides see all of them."""
+    fixed: dict[str, Split] = {}
+    for unit in units:
+        if unit.split and fixed.setdefault(unit.patient, unit.split) != unit.split:
+            raise DataError(f"patient {unit.patient} is put into the splits {fixed[unit.patient]} and {unit.split}; choose one")
+    for patient, side in fixed.items():
+        if before and before.get(patient, side) != side:
+            raise DataError(
+                f"patient {patient} was in the split {before[patient]} and is now put into {side}; build in a new folder"
+            )
     drawn: dict[str, list[str]] = {}
-    seen = set(sides)
-    for source in config.sources:
-        stratum: str = source.region if isinstance(source, PhantomSource) else "scan"
-        for patient in _patients(source):
-            if patient not in seen:  # the same virtual person may be seen in two regions, and stands on one side with both
-                drawn.setdefault(stratum, []).append(patient)
-            seen.add(patient)
+    seen = set(fixed)
+    for unit in units:
+        if unit.patient not in seen:  # the same person may be seen in two strata, and stands on one side with both
+            drawn.setdefault(unit.stratum, []).append(unit.patient)
+            seen.add(unit.patient)
+    sides = dict(fixed)
     for k, stratum in enumerate(sorted(drawn)):
         sides |= split_patients(
             drawn[stratum],
             test_fraction=config.test_fraction,
             validation_fraction=config.validation_fraction,
             generator=np.random.default_rng([config.seed, k]),
+            before=before,
         )
     return sides
 
 
-def _run(task: _Task, config: PairsConfig, folder: Path, data_root: Path) -> list[Pair]:
-    rows = folder / f".{task.index:02d}-{task.patient}-{task.slices[0]:04d}.rows"
-    if rows.is_file():
-        return [Pair(**row) for row in json.loads(rows.read_text())]
-    makers = {"phantom": _phantom_pairs, "scan": _scan_pairs}
-    pairs = list(makers[task.source.kind](task, config, folder, data_root))
-    write_whole(rows, json.dumps([asdict(pair) for pair in pairs]))
-    return pairs
+# --- what needs to see all pairs -----------------------------------------------------------------------------------------
 
 
-def _phantom_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Path) -> Iterator[Pair]:
-    source = task.source
-    assert isinstance(source, PhantomSource)
-    generator = np.random.default_rng(task.seed)
-    pixel_mm = float(generator.uniform(*config.pixel_mm))
-    # A body that is cut by the field of view cannot be projected, so small pixels need more of them.
-    size = max(config.size, 2 * math.ceil(MIN_FIELD_MM[source.region] / pixel_mm / 2 + 1))
-    anatomy = VirtualPatient(seed=task.slices[0], region=source.region).slices(
-        source.slices, size=size, pixel_mm=pixel_mm, slice_mm=source.slice_mm
-    )
-    for number, hu in enumerate(anatomy.hu):
-        draw = _Draw.make(config, generator)
-        photons = float(np.exp(generator.uniform(*np.log(config.photons))))
-        exposure = Exposure(photons=photons, **scanner_settings(PHANTOM_SLICE_MM))
-        scanner = Scanner(size=size, pixel_mm=pixel_mm, kernel=find_kernel(draw.kernel), exposure=exposure)
-        noise: Literal["independent", "shared"] = "shared" if source.noise == "inserted" else "independent"
-        scanned = scanner.scan_phantom(hu, dose_fraction=draw.dose_fraction, generator=generator, noise=noise)
-        yield _store(
-            folder,
-            task,
-            number,
-            0,
-            draw,
-            exposure,
-            pixel_mm,
-            [scanned.low_dose, scanned.normal_dose, scanned.truth],
-            source.region,
+def _decided(config: PairsConfig, folder: Path, units: list[Unit], sides: dict[str, Split]) -> tuple[list[Pair], list[str]]:
+    """All pairs with split, region and verdict, and what was left out."""
+    pairs: list[Pair] = []
+    left_out: list[str] = []
+    for unit in units:
+        made = [get_task(folder, task.name) for task in unit.tasks(config)]
+        pairs += [pair.model_copy(update={"split": sides[unit.patient]}) for pair in _with_regions(made, unit.tag)]
+        left_out += [line for one in made for line in one.left_out]
+    if not pairs:
+        raise DataError("no pair could be made of the sources: " + (left_out[0] if left_out else "they hold no slice"))
+    verdicts = judge([judged(pair) for pair in pairs])
+    if config.qc == "report":
+        return pairs, left_out
+    return [
+        pair.model_copy(update={"verdict": verdict.status, "reasons": "; ".join(verdict.reasons)})
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+    ], left_out
+
+
+def _with_regions(made: list[Made], tag: str | None) -> list[Pair]:
+    """The pairs of one series, each slice with its region: what it shows, in the order of the body."""
+    pairs = [pair for one in made for pair in one.pairs]
+    features = {
+        pair.slice_index: SliceFeatures(*found)
+        for one in made
+        for pair, found in zip(one.pairs, one.features, strict=True)
+        if found
+    }
+    if not features:
+        return pairs
+    z_mm = {pair.slice_index: float(pair.z_mm or 0.0) for pair in pairs}
+    numbers = sorted(features, key=z_mm.__getitem__)
+    regions = classify([features[number] for number in numbers], np.array([z_mm[number] for number in numbers]), body_part=tag)
+    found = dict(zip(numbers, regions, strict=True))
+    return [
+        pair.model_copy(
+            update={"region": found[pair.slice_index].region, "region_confidence": round(found[pair.slice_index].confidence, 3)}
         )
-
-
-def _scan_pairs(task: _Task, config: PairsConfig, folder: Path, data_root: Path) -> Iterator[Pair]:
-    source = task.source
-    assert isinstance(source, ScanSource)
-    volume = _read_cached(data_root / source.path)
-    if not volume.has_square_pixels:
-        y_mm, x_mm = volume.pixel_mm
-        raise GeometryError(f"pairs need square pixels, got {y_mm:.4g} × {x_mm:.4g} mm in {source.path}")
-    generator = np.random.default_rng(task.seed)
-    own = find_kernel(source.own_kernel) if source.own_kernel else None
-    for number in task.slices:
-        for repeat in range(source.repeats):
-            draw = _Draw.make(config, generator, kernels=source.kernels)
-            kernel = find_kernel(draw.kernel)
-            hu = np.where(volume.padding[number], np.float32(-1000), np.maximum(volume.hu[number], -1024))
-            pixel_mm = float(generator.uniform(*config.pixel_mm)) or float(volume.pixel_mm[0])
-            hu, pixel_mm = resample_and_rekernel(
-                hu, pixel_mm=volume.pixel_mm[0], new_pixel_mm=pixel_mm, own=own, target=kernel if own else None
-            )
-            one = CTVolume.from_array(hu[None], pixel_mm=pixel_mm, slice_mm=volume.thickness_mm)
-            try:
-                exposure = matching_exposure(one, kernel=kernel)
-            except GeometryError:
-                continue  # too little soft tissue to tell the noise of this slice, so its dose cannot be known
-            scanner = scanner_of(one, kernel=kernel, exposure=exposure)
-            low_dose = hu + scanner.missing_noise_hu(hu, dose_fraction=draw.dose_fraction, generator=generator)
-            yield _store(folder, task, number, repeat, draw, exposure, pixel_mm, [low_dose, hu], "scan")
-
-
-@dataclass(frozen=True)
-class _Draw:
-    kernel: str
-    dose_fraction: float
-
-    @classmethod
-    def make(cls, config: PairsConfig, generator: np.random.Generator, *, kernels: tuple[str, ...] = ()) -> _Draw:
-        kernels = kernels or config.kernels
-        kernel = kernels[generator.integers(len(kernels))]
-        return cls(kernel, config.dose_fractions[generator.integers(len(config.dose_fractions))])
-
-
-def _store(
-    folder: Path,
-    task: _Task,
-    number: int,
-    repeat: int,
-    draw: _Draw,
-    exposure: Exposure,
-    pixel_mm: float,
-    images: list[NDArray[np.float32]],
-    region: str,
-) -> Pair:
-    key = f"{task.index:02d}-{task.patient}-{number:04d}-{repeat}"
-    pixels = np.clip(np.round(np.stack(images)), -1024, 3071).astype(np.int16)
-    pair = Pair(
-        key=key,
-        patient=task.patient,
-        split=task.split,
-        source=task.index,
-        region=region,
-        slice_index=number,
-        pixel_mm=round(pixel_mm, 6),
-        kernel=draw.kernel,
-        dose_fraction=draw.dose_fraction,
-        photons=round(exposure.photons),
-        seed=task.seed,
-        has_truth=len(images) == 3,
-        sha256="",
-    )
-    return replace(pair, sha256=store_images(folder, key, pixels))
-
-
-@lru_cache(maxsize=2)
-def _read_cached(path: Path) -> CTVolume:
-    return read_scan(path)
+        for pair in pairs
+    ]

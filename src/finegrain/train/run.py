@@ -11,7 +11,7 @@ from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import ModelCard
 from finegrain.networks.checkpoint import save_model
 from finegrain.networks.skeleton import STRIDE, build_network
-from finegrain.pairs.build import build_pairs
+from finegrain.pairs.build import pairs_of_run
 from finegrain.provenance import write_provenance
 from finegrain.train.loop import check_run_folder, fit
 
@@ -31,13 +31,13 @@ def run_training(
     """
     config = load_config(config_file, TrainingRun)
     network = build_network(config.network, seed=config.train.seed)  # first: what cannot be built fails before the simulation
-    pairs = build_pairs(config.pairs, out / "pairs", data_root=data_root, workers=workers, progress=pairs_progress)
+    pairs, store = pairs_of_run(config, out, data_root=data_root, workers=workers, progress=pairs_progress)
     check_run_folder(out, pairs, network=config.network, train=config.train, loss=config.loss)
     write_provenance(out, config)
     result = fit(
         network,
         pairs,
-        out / "pairs",
+        store,
         train=config.train,
         loss=config.loss,
         run_folder=out,
@@ -46,6 +46,7 @@ def run_training(
         ),
     )
     best = next(row for row in result.history if row["step"] == result.best_step)
+    trained_on = [pair for pair in pairs if pair.split == "train"]
     card = ModelCard(
         name=config.name,
         version=__version__,
@@ -54,9 +55,9 @@ def run_training(
         hu_range=(result.network.hu_range.low, result.network.hu_range.high),
         stride=STRIDE,
         training_data=config.training_data,
-        dose_fractions=tuple(sorted(set(config.pairs.dose_fractions))),
-        kernels=tuple(sorted(set(config.pairs.kernels))),
-        pixel_mm=config.pairs.pixel_mm,
+        dose_fractions=tuple(sorted({pair.dose_fraction for pair in trained_on if pair.dose_fraction})),
+        kernels=tuple(sorted({pair.kernel for pair in trained_on if pair.kernel})),
+        pixel_mm=(min(pair.pixel_mm for pair in trained_on), max(pair.pixel_mm for pair in trained_on)),
         intended_use=config.intended_use,
         training_config=config.hash(),
         steps=result.best_step,
