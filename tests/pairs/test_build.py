@@ -91,7 +91,7 @@ def test_every_slice_is_paired_kept_and_on_the_side_of_its_patient(built):
     assert {pair.region for pair in pairs} == {"thorax"}
     for pair in pairs:
         low, normal = pair.images(store).astype(float)
-        assert pair.quality.noise_ratio == pytest.approx(2, rel=0.15)
+        assert pair.quality.noise_ratio == pytest.approx(2, rel=0.25)
         assert abs(np.mean(low - normal)) < 3
     assert "usable pairs" in done.stdout and "balance of training" in done.stdout
 

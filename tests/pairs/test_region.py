@@ -79,11 +79,11 @@ def test_what_the_scanner_fills_the_corners_with_does_not_matter(filler: int) ->
 def test_a_table_is_no_body() -> None:
     chest = plain_chest()
     y, x = (np.mgrid[:512, :512] + 0.5 - 256) * 0.8
-    table = np.abs(np.hypot(x, y + 200) - 305) < 1.5  # 2.5 mm of carbon, touching the back
-    inside = np.hypot(x, y + 200) > 307
-    on_table = np.where(table, -100, np.where(inside & (np.hypot(x, y + 200) < 330), -925, chest))
+    table = np.abs(np.hypot(x, y + 200) - 302.5) < 3  # a sheet of 6 mm that touches the back, and foam
+    inside = np.hypot(x, y + 200) > 305.5
+    on_table = np.where(table, 100, np.where(inside & (np.hypot(x, y + 200) < 330), -925, chest))
     found = slice_features(on_table, pixel_mm=0.8)
-    assert astuple(found)[:4] == pytest.approx(astuple(slice_features(chest, pixel_mm=0.8))[:4], rel=0.03)
+    assert astuple(found)[:4] == pytest.approx(astuple(slice_features(chest, pixel_mm=0.8))[:4], rel=0.04)  # two cells
 
 
 def test_a_lung_that_the_field_of_view_cuts_is_lung() -> None:
@@ -105,10 +105,16 @@ def test_noise_and_the_patients_position_do_not_matter(patient: dict[str, NDArra
         assert [alone(image, 1.5) for image in (noisy, hu[:, ::-1], hu[::-1], np.rot90(hu, 2))] == [region] * 4
 
 
-def test_real_slices_of_a_chest_are_told_one_by_one() -> None:
-    chest = read_series(sample_folder())
-    told = [alone(hu, chest.pixel_mm[0]) for hu in chest.hu]
-    assert told == ["thorax"] * len(chest)
+def test_the_shipped_slices_cross_from_abdomen_to_thorax_once() -> None:
+    chest = read_series(sample_folder())  # 21 mm, from mostly liver to mostly lung and heart; its series took part in the fit
+    features = [slice_features(hu, pixel_mm=chest.pixel_mm[0]) for hu in chest.hu]
+    told = [classify([one], np.zeros(1))[0].region for one in features]
+    borders = [i for i in range(1, len(told)) if told[i] != told[i - 1]]
+    assert (told[0], told[-1], len(borders)) == ("abdomen", "thorax", 1)
+    # As one scan, so short a slab is one region or the two in the order of the body.
+    together = [one.region for one in classify(features, chest.positions_mm[:, 2])]
+    assert together == sorted(together)
+    assert set(together) <= {"abdomen", "thorax"}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +143,8 @@ def test_neighbours_overrule_one_odd_slice(scan: tuple, patient: dict[str, NDArr
 def test_z_that_runs_the_wrong_way_is_found_out(scan: tuple) -> None:
     features, z, regions = scan
     assert [one.region for one in classify(features, -z)] == regions
+    few = classify(features[::15], np.array([0.0, 300, 600, 900]))  # too few to pay for three steps against the order
+    assert [one.region for one in few] == regions[::15]
 
 
 def test_an_empty_slice_takes_the_region_of_its_neighbours(scan: tuple) -> None:

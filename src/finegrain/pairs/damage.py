@@ -314,7 +314,7 @@ class ProofTable:
     def as_text(self) -> str:
         """A table of shares in per cent with their 95 % intervals."""
         lines = [f"{'damage':20}{'n':>5}  {'rejected':>22}{'rejected or borderline':>26}{'right reason':>14}"]
-        for row in (self.good, *self.damaged):
+        for row in (self.good, *(row for row in self.damaged if row.n)):
             cells = ["{:5.1f} % ({:5.1f}–{:5.1f})".format(*(100 * v for v in row.share(k))) for k in (row.rejected, row.flagged)]
             reasoned = "" if row is self.good else f"{100 * row.share(row.reasoned)[0]:.1f} %"
             lines.append(f"{row.kind:20}{row.n:5}  {cells[0]:>22}{cells[1]:>26}{reasoned:>14}")

@@ -75,7 +75,7 @@ class QcLimits(Config):
     group: Limit = _limit(4.0, 6.0, "Mean frequency of the added noise from the median of its source and kernel, in robust SDs.")
     streak: Limit = _limit(7.2, 8.3, "Straight lines in the difference. Good pairs 6.7 at most; lines of 150 HU mostly 8 and more.")
     ring: Limit = _limit(8.5, 11.0, "Circles in the difference. Good pairs 7.2 at most.")
-    blocks: Limit = _limit(1.15, 1.22, "Fine detail off JPEG's grid over that on it. Good pairs 1.12 at most.")
+    blocks: Limit = _limit(1.15, 1.22, "Fine detail off JPEG's grid over that on it. Good pairs 1.12 at most; a plastic head 1.19.")
     cut_body: Limit = _limit(0.22, 0.3, "Share of the outline that is cut. Good pairs 0.2 at most: arms.")
     cut_straight: Limit = _limit(0.03, 0.06, "Share of the outline cut along one row or column. Good pairs 0.001 at most.")
     uncovered: Limit = _limit(0.01, 0.03, "Share of the body that only one image shows. Good pairs 0.")
