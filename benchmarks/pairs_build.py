@@ -1,10 +1,11 @@
 """A build of many pairs: pairs per second, and memory as the store grows.
 
 Run: python benchmarks/pairs_build.py WORK [--pairs 10000] [--workers 2] [--json FILE]
-WORK gets synthetic copies of the scan that ships, as a collection in the Mayo layout: patients of 100 slices, each slice turned,
-shifted and with noise of its own, at full and at quarter dose (a megabyte a pair, and another in the store). They are written
-first, which is not timed, and kept for the next run. The peer is the script that everybody writes: read both DICOM files with
-pydicom, rescale, save int16; without quality control, regions, hashes or resume; one process.
+WORK gets synthetic copies of the scan that ships, as a collection in the Mayo layout: patients of 100 slices, each patient in
+another place, each slice with noise of its own, at full and at quarter dose (a megabyte a pair, and another in the store). They are
+written first, which is not timed, and kept for the next run. Three patients, 300 pairs, are the fewest that can be split. The peer
+is the script that everybody writes: read both DICOM files with pydicom, rescale, save int16; without quality control, regions,
+hashes or resume; one process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from finegrain.pairs.build import build_pairs
 from finegrain.pairs.manifest import read_manifest
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
-from finegrain.simulate.acquire import matching_exposure, scanner_of
+from finegrain.scan.volume import CTVolume
+from finegrain.simulate.acquire import matching_exposure, photons_along_z, scanner_of
 from finegrain.simulate.fbp import KERNELS
 
 SLICES = 100
@@ -42,26 +44,36 @@ def make_collection(folder: Path, n_pairs: int) -> None:
     if template.file_meta.TransferSyntaxUID.is_compressed:
         template.decompress()
     template.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    noises = noise_maps(volume.part(slice(0, 1)))
+    noises = noise_maps(volume)
     for patient in range(-(-n_pairs // SLICES)):
         name = f"S{patient:04d}"
         if (folder / f"{name}.whole").exists():
             continue
+        place = (9 * (patient % 10) - 40, 9 * (patient // 10 % 10) - 40)
         for number in range(min(SLICES, n_pairs - patient * SLICES)):
             generator = np.random.default_rng([patient, number])
-            normal = np.roll(volume.hu[number % len(volume)], generator.integers(-20, 21, 2), axis=(0, 1))
-            normal = np.where(normal > -900, normal + generator.normal(0, 3, normal.shape), normal)
-            low = normal + np.roll(noises[generator.integers(len(noises))], generator.integers(0, 512, 2), axis=(0, 1))
+            k = number * len(volume) // SLICES
+            normal = volume.hu[k] + np.where(volume.hu[k] > -900, generator.normal(0, 3, volume.hu[k].shape), 0)
+            low = np.roll(normal + noises[k][generator.integers(len(noises[k]))], place, axis=(0, 1))
+            normal = np.roll(normal, place, axis=(0, 1))
             for dose, hu in (("full", normal), ("quarter", low)):
                 write(template, folder / f"{dose}_3mm" / name / f"{dose}_3mm" / f"{number:04d}.IMA", hu, patient, number, dose)
         (folder / f"{name}.whole").touch()
 
 
-def noise_maps(volume) -> list[NDArray[np.float32]]:  # type: ignore[no-untyped-def]
-    """Missing noise at a quarter of the dose."""
-    scanner = scanner_of(volume, kernel=KERNELS["B40f"], exposure=matching_exposure(volume, kernel=KERNELS["B40f"]))
-    hu = np.maximum(volume.hu[0], -1000)
-    return [scanner.missing_noise_hu(hu, dose_fraction=0.25, generator=np.random.default_rng(seed)) for seed in range(8)]
+def noise_maps(volume: CTVolume) -> list[list[NDArray[np.float32]]]:
+    """Missing noise at a quarter of the dose, a few times for each slice."""
+    exposure = matching_exposure(volume, kernel=KERNELS["B40f"])
+    scanner, photons = scanner_of(volume, kernel=KERNELS["B40f"], exposure=exposure), photons_along_z(volume, exposure)
+    return [
+        [
+            scanner.missing_noise_hu(
+                np.maximum(hu, -1000), dose_fraction=0.25, generator=np.random.default_rng([k, seed]), photons=photons[k]
+            )
+            for seed in range(4)
+        ]
+        for k, hu in enumerate(volume.hu)
+    ]
 
 
 def write(template: pydicom.Dataset, path: Path, hu: NDArray, patient: int, number: int, dose: str) -> None:
