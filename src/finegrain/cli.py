@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finegrain import __version__
-from finegrain.errors import ConfigError, FinegrainError
+from finegrain.errors import ConfigError, DataError, FinegrainError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -259,6 +259,9 @@ def pairs(
         list[float] | None,
         typer.Option(help="Simulate this dose of each scan (repeatable: one is drawn for each slice)."),
     ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="Reconstruction kernel of simulated noise, by name or file; that of each scan's header.")
+    ] = None,
     test_fraction: Annotated[float | None, typer.Option(help="Share of the patients kept for the test (0.4).")] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the patients kept for validation (0.1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split and of simulated noise (0).")] = None,
@@ -271,7 +274,7 @@ def pairs(
     from finegrain.pairs.summary import summary_tables
 
     settings = {"test_fraction": test_fraction, "validation_fraction": validation_fraction, "seed": seed}
-    config = config_of_source(source, layout=layout, dose_fractions=dose_fraction or (), settings=settings)
+    config = config_of_source(source, layout=layout, dose_fractions=dose_fraction or (), kernel=kernel, settings=settings)
     with _progress() as bar:
         task = bar.add_task("looking for scans", total=None)
         build_pairs(
@@ -299,13 +302,21 @@ def qc(
         bool, typer.Option("--prove", help="Damage good pairs of the store in known ways, and show how many are detected.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the damage.")] = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every stored pixel and compare it with the hash in the manifest.")
+    ] = False,
 ) -> None:
     """What quality control rejected and why, as a gallery, and what is borderline."""
     from finegrain.pairs.inspect import proof_of_store, proof_rows, write_store_gallery
     from finegrain.pairs.manifest import read_manifest
+    from finegrain.pairs.store import damaged_pairs
     from finegrain.pairs.summary import verdicts_table
 
     rows = read_manifest(store)
+    if verify and (damaged := damaged_pairs(store, rows)):
+        raise DataError(
+            f"{len(damaged)} of {len(rows)} pairs are not what the manifest tells of, first {damaged[0]}; build them again"
+        )
     page = write_store_gallery(store, rows, out or store / "qc.html")
     _print_table(*verdicts_table(rows))
     if prove:

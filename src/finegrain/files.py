@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from finegrain.errors import DataError
 
 
 def slug(name: str) -> str:
@@ -32,11 +35,19 @@ def json_safe(value: Any) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step: whoever reads it, even after a power cut, finds the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text file in one step: whoever reads it, even after a power cut, finds the old text or the new one.
+
+    Raises: DataError if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror or 'the disk may be full'}; check the folder and the disk") from None

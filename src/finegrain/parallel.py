@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from typing import TypeVar
 
 from finegrain.errors import ConfigError, DataError
@@ -31,6 +31,10 @@ def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], *, w
         try:
             for future in _in_turn(pool, function, tasks, at_once=2 * workers):
                 yield future.result()
+        except KeyboardInterrupt:
+            for process in active_children():  # what they write is whole or not there
+                process.terminate()
+            raise
         except BrokenProcessPool:
             raise DataError(
                 "a worker process was killed, most likely for want of memory; run again with fewer; what is finished is kept"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finegrain import __version__
 from finegrain.config import Config, save_config
+from finegrain.files import write_whole
 
 PACKAGES = ("numpy", "scipy", "finufft", "onnxruntime", "torch", "pydicom", "scikit-image")
 
@@ -44,7 +45,6 @@ def git_commit(package: Path = Path(__file__).parent) -> str | None:
 
 def write_provenance(folder: Path, config: Config) -> None:
     """Write `config.yaml` and `provenance.json` into an output folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / "config.yaml")
     facts = {"config_hash": config.hash(), "git_commit": git_commit(), "versions": versions()}
-    (folder / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "provenance.json", json.dumps(facts, indent=1) + "\n")

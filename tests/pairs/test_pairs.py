@@ -15,10 +15,12 @@ from finegrain.config import PairsConfig, PhantomSource, ScanSource
 from finegrain.errors import ConfigError, DataError, GeometryError
 from finegrain.hu import HURange
 from finegrain.pairs.build import Unit, _sides, build_pairs, find_units, ready_pairs
-from finegrain.pairs.dataset import PatchSampler, mix_dose
+from finegrain.pairs.dataset import PatchSampler, _body_share, mix_dose
 from finegrain.pairs.manifest import MANIFEST, SCHEMA, Pair, check_split, read_manifest, split_patients, write_manifest
 from finegrain.pairs.store import Made, locked, put_task
 from finegrain.sample import sample_folder
+from finegrain.scan.dicom import read_series
+from finegrain.scan.nifti import write_nifti
 
 
 @settings(max_examples=60, deadline=None)
@@ -294,3 +296,30 @@ def test_more_shards_than_are_mapped_give_the_same_patches(tmp_path, monkeypatch
     sampler = PatchSampler(pairs, tmp_path, **told)
     assert sampler.batch_at(0)[0].equal(expected)
     assert len(sampler._mapped) == 2
+
+
+def test_a_picture_under_two_patients_stays_with_the_one_who_came_first(tmp_path, sample_nifti):
+    """Else a source that is added in front would take from training what was trained on, and put it into the test."""
+    old = ScanSource(path=sample_nifti.name, patient="old", split="train")
+    new = ScanSource(path=sample_nifti.name, patient="new", split="test", repeats=2)
+    settings = {"pixel_mm": (0.0, 0.0), "kernels": ("B40f",), "qc": "report"}
+    build_pairs(PairsConfig(sources=(old,), **settings), tmp_path / "store", data_root=sample_nifti.parent, workers=1)
+    grown = PairsConfig(sources=(new, old), **settings)
+    usable = build_pairs(grown, tmp_path / "store", data_root=sample_nifti.parent, workers=1)
+    assert {(pair.patient, pair.split, pair.source) for pair in usable} == {("old", "train", 1)}
+    assert {pair.reasons for pair in read_manifest(tmp_path / "store") if pair.patient == "new"} == {"duplicate"}
+
+
+@pytest.fixture(scope="module")
+def sample_nifti(tmp_path_factory):
+    """One slice of the scan that ships."""
+    path = tmp_path_factory.mktemp("scans") / "one.nii.gz"
+    write_nifti(read_series(sample_folder()).part(slice(3, 4)), path)
+    return path
+
+
+def test_lung_is_body_and_the_air_around_is_not():
+    generator = np.random.default_rng(0)
+    lung, air = (generator.normal(mean, 60, (64, 64)).astype(np.int16) for mean in (-860, -1000))
+    assert _body_share(lung) > 0.95
+    assert _body_share(np.maximum(air, -1024)) < 0.25

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from finegrain import __version__
 from finegrain.config import (
     HEADER_KERNEL,
     CollectionSource,
@@ -37,9 +39,10 @@ from finegrain.pairs.make import Task, run_task
 from finegrain.pairs.manifest import MANIFEST, Pair, check_split, read_manifest, split_patients, write_manifest
 from finegrain.pairs.qc import judge
 from finegrain.pairs.region import SliceFeatures, classify
-from finegrain.pairs.store import SPLITS, Made, done_tasks, get_task, is_done, locked
+from finegrain.pairs.store import SPLITS, Made, done_tasks, get_task, is_done, locked, remove_task
 from finegrain.parallel import in_processes
 from finegrain.provenance import write_provenance
+from finegrain.scan.series import ScanSeries
 from finegrain.simulate.fbp import find_kernel
 
 CHUNK = 16
@@ -85,13 +88,24 @@ class Unit:
                 "config": config.model_dump(include=DECISIVE[self.source.kind]),
                 "kernels": [repr(find_kernel(name)) for name in _kernels(config, self.source)],
                 "patient": self.patient,
-                "scan": self.scan.fingerprint if self.scan else "",
+                "version": __version__,
+                "scan": _identity(self.scan, numbers) if self.scan else "",
                 "stated": (self.scan.dose_fraction, self.scan.noise) if isinstance(self.scan, PairedScan) else (),
                 "numbers": numbers,
             }
             digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
             name = f"{self.patient}-{digest[:12]}"
             yield Task(name, config, self.source, self.source_index, self.patient, numbers, self.scan, int(digest[-8:], 16))
+
+
+def _identity(scan: Series | PairedScan, numbers: Sequence[int]) -> Any:
+    """What changes when one of these slices does: their instances and file sizes, or the fingerprint of a volume in one file."""
+    if isinstance(scan, PairedScan):
+        low_dose = _identity(scan.low_dose, [scan.low_slices[number] for number in numbers])
+        return low_dose, _identity(scan.normal_dose, [scan.normal_slices[number] for number in numbers])
+    if isinstance(scan, ScanSeries) and scan.kind == "dicom" and len(scan.files) == len(scan.instance_uids) == len(scan):
+        return [(scan.instance_uids[number], scan.files[number].stat().st_size) for number in numbers]
+    return scan.fingerprint
 
 
 UNDECISIVE = {
@@ -155,19 +169,19 @@ def build_pairs(
     with locked(folder):
         units, left_out = find_units(config, data_root)
         tasks = {task.name: task for unit in units for task in unit.tasks(config)}
-        foreign = done_tasks(folder) - set(tasks)
-        if foreign:
-            raise DataError(
-                f"{folder} holds pairs of another configuration ({len(foreign)} of {len(done_tasks(folder))} parts are not of this "
-                "one): sources may be added, not changed or taken away; give another folder or remove it"
+        _remove_superseded(folder, set(tasks))
+        before = _held_sides(folder)
+        sides = _sides(config, units, before=before)
+        if before and _drawn_otherwise(folder, config):
+            left_out.append(
+                f"the sides of the {len(before)} patients that were there stay as drawn: seed and fractions are for new ones"
             )
-        sides = _sides(config, units, before=_held_sides(folder))
-        write_provenance(folder, without_paths(config))
-        write_whole(folder / SPLITS, json.dumps(sides, indent=1, sort_keys=True) + "\n")
         missing = [task for task in tasks.values() if not is_done(folder, task.name)]
         done = len(tasks) - len(missing)
-        if missing:
-            (folder / MANIFEST).unlink(missing_ok=True)  # it would not tell of what is added now
+        if missing or _held_hash(folder) != config.hash():
+            (folder / MANIFEST).unlink(missing_ok=True)  # it would not tell of what changes now
+        write_provenance(folder, without_paths(config))
+        write_whole(folder / SPLITS, json.dumps(sides, indent=1) + "\n")
         for _ in in_processes(partial(run_task, folder=folder), iter(missing), workers=workers):
             done += 1
             if progress:
@@ -180,6 +194,39 @@ def build_pairs(
     return [pair for pair in read_manifest(folder) if pair.is_usable]
 
 
+def _remove_superseded(folder: Path, tasks: set[str]) -> None:
+    """Take out tasks that are no longer wanted and gave nothing, or not all: a file was repaired, or a configuration mended.
+
+    Raises: DataError if others are no longer wanted.
+    """
+    held = done_tasks(folder)
+    foreign = []
+    for task in held - tasks:
+        try:
+            made = get_task(folder, task)
+        except DataError:
+            made = Made()
+        if made.pairs and not made.unreadable:
+            foreign.append(task)
+    if foreign:
+        raise DataError(
+            f"{folder} holds pairs of another configuration ({len(foreign)} of {len(held)} parts are not of this one: a source, "
+            "its files, the pseudonym key or the version changed); sources may be added, not changed or taken away: give another "
+            "folder or remove it"
+        )
+    for task in held - tasks:
+        remove_task(folder, task)
+
+
+def _drawn_otherwise(folder: Path, config: PairsConfig) -> bool:
+    """Whether the split that is there was drawn with another seed or other fractions."""
+    try:
+        held = load_config(folder / "config.yaml", PairsConfig)
+    except ConfigError:
+        return False
+    return any(getattr(held, name) != getattr(config, name) for name in ("seed", "test_fraction", "validation_fraction"))
+
+
 def _held_hash(folder: Path) -> str | None:
     """The hash of the configuration that a finished store was built from."""
     try:
@@ -190,13 +237,17 @@ def _held_hash(folder: Path) -> str | None:
 
 
 def _held_sides(folder: Path) -> dict[str, Split]:
+    """Where the patients of a store stand, in the order in which they came."""
     try:
-        sides: dict[str, Split] = json.loads((folder / SPLITS).read_text(encoding="utf-8"))
-    except OSError:
+        return TypeAdapter(dict[str, Split]).validate_json((folder / SPLITS).read_bytes())
+    except FileNotFoundError:
+        if (folder / MANIFEST).is_file():
+            return {pair.patient: pair.split for pair in read_manifest(folder)}
         return {}
-    except ValueError:
-        raise DataError(f"{folder / SPLITS} is damaged; build in another folder") from None
-    return sides
+    except (OSError, ValueError):
+        raise DataError(
+            f"{folder / SPLITS} is damaged; remove it, and it is made again from {MANIFEST}, or build in another folder"
+        ) from None
 
 
 def without_paths(config: PairsConfig) -> PairsConfig:
@@ -204,14 +255,26 @@ def without_paths(config: PairsConfig) -> PairsConfig:
     sources = tuple(
         source.model_copy(
             update={name: "(not stored)" for name in ("path", "low_dose", "normal_dose") if getattr(source, name, None)}
+            | ({"kernels": _names(source.kernels)} if isinstance(source, ScanSource) else {})
+            | ({"own_kernel": _names([source.own_kernel])[0]} if isinstance(source, ScanSource) and source.own_kernel else {})
         )
         for source in config.sources
     )
-    return config.model_copy(update={"sources": sources})
+    return config.model_copy(update={"sources": sources, "kernels": _names(config.kernels)})
+
+
+def _names(kernels: Sequence[str]) -> tuple[str, ...]:
+    """The names of kernels, those in files by what the file calls them."""
+    return tuple(kernel if kernel == HEADER_KERNEL else find_kernel(kernel).name for kernel in kernels)
 
 
 def config_of_source(
-    source: str, *, layout: str = "auto", dose_fractions: Sequence[float] = (), settings: Mapping[str, Any] | None = None
+    source: str,
+    *,
+    layout: str = "auto",
+    dose_fractions: Sequence[float] = (),
+    kernel: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> PairsConfig:
     """The configuration of a YAML file, or of a folder or file of scans that needs none.
 
@@ -219,6 +282,7 @@ def config_of_source(
         source: a .yaml file; or the folder or file of a collection of real pairs, or of normal-dose scans to be simulated.
         layout: of the collection.
         dose_fractions: to simulate; none takes the source for a collection.
+        kernel: of the simulated noise; that of each scan's header if not given.
         settings: what is to be other than the file, or the defaults, say; None stands for nothing said.
 
     Raises: ConfigError in one line.
@@ -226,8 +290,8 @@ def config_of_source(
     said = {name: value for name, value in (settings or {}).items() if value is not None}
     path = Path(source)
     if path.suffix.lower() in (".yaml", ".yml"):
-        if layout != "auto" or dose_fractions:
-            raise ConfigError("--layout and --dose-fraction belong into the YAML file; give them there")
+        if layout != "auto" or dose_fractions or kernel:
+            raise ConfigError("--layout, --dose-fraction and --kernel belong into the YAML file; give them there")
         return config_of(PairsConfig, load_config(path, PairsConfig).model_dump() | said)
     if not path.exists():
         raise ConfigError(f"expected a YAML file, or a folder or file of scans, found nothing at {source}")
@@ -235,8 +299,10 @@ def config_of_source(
     if dose_fractions:
         if layout != "auto":
             raise ConfigError("--layout is for collections of real pairs, --dose-fraction for scans; give one of them")
-        scans = {"kind": "scan", "path": whole, "kernels": (HEADER_KERNEL,)}
+        scans = {"kind": "scan", "path": whole, "kernels": (kernel or HEADER_KERNEL,)}
         return config_of(PairsConfig, {"sources": [scans], "dose_fractions": tuple(dose_fractions), "pixel_mm": (0, 0), **said})
+    if kernel:
+        raise ConfigError("--kernel is for scans that are simulated; give --dose-fraction, too")
     return config_of(PairsConfig, {"sources": [{"kind": "collection", "path": whole, "layout": layout}], **said})
 
 
@@ -255,8 +321,11 @@ def find_units(config: PairsConfig, data_root: Path) -> tuple[list[Unit], list[s
             seeds = range(source.first_seed, source.first_seed + source.patients)
             units += [Unit(source, index, f"virtual-{seed:04d}", source.region, source.split, None, (seed,)) for seed in seeds]
         elif isinstance(source, ScanSource):
-            scans, notes = _scans(source, data_root)
-            for patient, series in scans:
+            scans, notes = _scans(source, index, data_root)
+            unique = {series.fingerprint: (patient, series) for patient, series in reversed(scans)}
+            if len(unique) < len(scans):
+                left_out.append(f"source {index + 1}: {len(scans) - len(unique)} scans are there twice and count once")
+            for patient, series in reversed(unique.values()):
                 numbers = tuple(range(0, len(series), source.every))
                 tag = str(series.acquisition.get("BodyPartExamined", "")) or None
                 units.append(Unit(source, index, patient, "scan", source.split, series, numbers, tag))
@@ -278,8 +347,10 @@ def find_units(config: PairsConfig, data_root: Path) -> tuple[list[Unit], list[s
     return units, left_out
 
 
-def _scans(source: ScanSource, data_root: Path) -> tuple[list[tuple[str, Series]], tuple[str, ...]]:
+def _scans(source: ScanSource, index: int, data_root: Path) -> tuple[list[tuple[str, Series]], tuple[str, ...]]:
     path = data_root / source.path
+    if not path.exists():
+        raise DataError(f"source {index + 1}: expected scans at its path, found nothing; relative paths start at the data root")
     if source.patient is None:
         return find_scans(path)
     series, left_out = find_usable_series(path)
@@ -309,7 +380,7 @@ def _sides(config: PairsConfig, units: list[Unit], *, before: dict[str, Split] |
         if unit.patient not in seen:  # the same person may be seen in two strata, and stands on one side with both
             drawn.setdefault(unit.stratum, []).append(unit.patient)
             seen.add(unit.patient)
-    sides = dict(fixed)
+    sides = {**(before or {}), **fixed}
     for k, stratum in enumerate(sorted(drawn)):
         sides |= split_patients(
             drawn[stratum],
@@ -330,17 +401,18 @@ def _decided(config: PairsConfig, folder: Path, units: list[Unit], sides: dict[s
     left_out: list[str] = []
     for unit in units:
         made = [get_task(folder, task.name) for task in unit.tasks(config)]
-        pairs += [pair.model_copy(update={"split": sides[unit.patient]}) for pair in _with_regions(made, unit.tag)]
-        left_out += [line for one in made for line in one.left_out]
+        decided = {"split": sides[unit.patient], "source": unit.source_index}
+        pairs += [pair.model_copy(update=decided) for pair in _with_regions(made, unit.tag)]
+        left_out += [line for one in made for line in (*one.left_out, *one.unreadable)]
     if not pairs:
         raise DataError("no pair could be made of the sources: " + (left_out[0] if left_out else "they hold no slice"))
-    verdicts = judge([judged(pair) for pair in pairs])
-    if config.qc == "report":
-        return pairs, left_out
-    return [
-        pair.model_copy(update={"verdict": verdict.status, "reasons": "; ".join(verdict.reasons)})
-        for pair, verdict in zip(pairs, verdicts, strict=True)
-    ], left_out
+    # Of a picture under two patients the first is kept: that of the patient who came first, so that growth takes none away.
+    came = {patient: k for k, patient in enumerate(sides)}
+    order = sorted(range(len(pairs)), key=lambda k: came[pairs[k].patient])
+    for k, verdict in zip(order, judge([judged(pairs[k]) for k in order]), strict=True):
+        if config.qc == "reject" or "duplicate" in verdict.reasons:  # which would be a leak between the sides
+            pairs[k] = pairs[k].model_copy(update={"verdict": verdict.status, "reasons": "; ".join(verdict.reasons)})
+    return pairs, left_out
 
 
 def _with_regions(made: list[Made], tag: str | None) -> list[Pair]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from finegrain.hu import HURange
 from finegrain.pairs.balance import balanced_weights
 from finegrain.pairs.manifest import Pair, balance_factors, open_shard
 
-BODY_HU = -500.0
-"""A pixel above this is body; lungs count through the chest wall and vessels around them."""
+BODY_HU = -950.0
+"""A cell whose mean is above this is body; aerated lung lies at −900 to −700 HU, air around the patient near −1000."""
+CELL = 8
+"""Pixels a side of these cells: enough of them that noise does not lift air."""
 LEAST_BODY = 0.25
-"""Share of a patch that must not be air, lung aside."""
+"""Share of a patch that must be body; after sixteen draws in vain the last one is taken."""
 MAPPED_SHARDS = 256
 """Shards that are mapped at a time: each takes a file descriptor, of which a process often has 1024."""
 
@@ -67,6 +70,10 @@ class PatchSampler:
             if min(shape) < patch:
                 raise DataError(f"pair {pair.key} has {shape} pixels, smaller than a patch of {patch}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is mapped: a worker maps for itself what it reads."""
+        return self.__dict__ | {"_mapped": OrderedDict()}
+
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         return self.batch_at(step)
 
@@ -93,7 +100,7 @@ class PatchSampler:
             y = generator.integers(rows - self.patch + 1)
             x = generator.integers(columns - self.patch + 1)
             cut = images[:2, y : y + self.patch, x : x + self.patch]
-            if (cut[1, ::4, ::4] > BODY_HU).mean() >= LEAST_BODY:
+            if _body_share(cut[1]) >= LEAST_BODY:
                 break
         patch = self._mixed(cut.astype(np.float32), pair, generator)
         if generator.random() < 0.5:
@@ -123,11 +130,19 @@ class PatchSampler:
         return shard[pair.index]
 
 
+def _body_share(image: NDArray[np.int16]) -> float:
+    """Share of an image's cells that are body. Shape: (y, x)."""
+    rows, columns = (n // CELL * CELL for n in image.shape)
+    cells = image[:rows, :columns].reshape(rows // CELL, CELL, columns // CELL, CELL).mean(axis=(1, 3), dtype=np.float32)
+    return float((cells > BODY_HU).mean())
+
+
 def mix_dose(images: NDArray[np.float32], dose_fraction: float, new_dose_fraction: float) -> NDArray[np.float32]:
     """Low and normal dose at another dose fraction in between: part of the inserted noise is taken back.
 
     Inserted noise has a variance that goes with 1/dose − 1, so the part √((1/d' − 1)/(1/d − 1)) of it is that of the dose d'.
-    Exact for the noise of photons; read-out noise, which goes with 1/dose², comes out too strong.
+    Exact for the noise of photons; read-out noise, which goes with 1/dose², comes out too strong, and so does what ends at −1024 HU
+    in air.
 
     Shape: (2, y, x), low and normal dose in HU.
     """

@@ -43,10 +43,7 @@ def write_store_gallery(store: Path, pairs: Sequence[Pair], out: Path, *, limits
         Entry(pair.key, row, verdict, partial(_low_and_normal, pair, store))
         for pair, row, verdict in zip(pairs, rows, verdicts, strict=True)
     )
-    try:
-        write_gallery(entries, out, limits=limits, facts={"pairs": f"{len(pairs):,}"})
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror}; give another place with --out") from None
+    write_gallery(entries, out, limits=limits, facts={"pairs": f"{len(pairs):,}"})
     return out
 
 

@@ -7,15 +7,17 @@ dose; a collection has both doses already.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finegrain.config import HEADER_KERNEL, CollectionSource, PairsConfig, PhantomSource, ScanSource, Source
+from finegrain.config import HEADER_KERNEL, PairsConfig, PhantomSource, ScanSource, Source
 from finegrain.errors import FinegrainError, GeometryError
 from finegrain.pairs.collections import PairedScan, Series
 from finegrain.pairs.collections.found import without_uids
@@ -35,6 +37,8 @@ PHANTOM_SLICE_MM = 3.0
 """Slice thickness that the photons of a phantom scan are those of: it sets how much read-out noise they come with."""
 PHANTOM_REGIONS = {"shoulder": "neck"}
 """What a phantom shows, where its name is no region of its own."""
+VENDORS = ("Siemens", "GE", "Philips", "Toshiba", "Canon", "Hitachi", "Fujifilm", "Neusoft", "United Imaging", "Samsung", "Imatron")
+"""Makers of CT scanners, as their headers name them."""
 STORED_HU = (-1024, 3071)
 """What a store holds: the CT numbers of a scanner with 12 bits. Noise in air ends below, metal above, as it does in its images."""
 
@@ -77,21 +81,56 @@ class _Slice:
 def run_task(task: Task, folder: Path) -> None:
     """Make the pairs of a task and store them.
 
-    A scan of many that cannot be read is left out with its reason; one that the configuration names by itself is an error.
+    A slice that cannot be read is left out with its reason, and tried again by the next build; of a scan that the configuration
+    names by itself it is an error.
     """
-    makers = {"phantom": _phantom_pairs, "scan": _simulated_pairs, "collection": _real_pairs}
-    left_out: list[str] = []
-    found: list[_Slice] = []
-    try:
-        found = list(makers[task.source.kind](task, left_out))
-    except FinegrainError as error:
-        if isinstance(task.source, PhantomSource) or (isinstance(task.source, ScanSource) and task.source.patient):
-            raise
-        left_out = [f"{task.patient}, slices {task.numbers[0]} to {task.numbers[-1]}: {without_uids(str(error))}"]
-    stored = [np.clip(np.round(np.stack(one.images)), *STORED_HU).astype(np.int16) for one in found]
-    pairs = [_pair(task, one, images) for one, images in zip(found, stored, strict=True)]
-    features = [_features(task, one) for one in found]
-    put_task(folder, task.name, stored, Made(pairs, features, left_out))
+    named = isinstance(task.source, ScanSource) and task.source.patient is not None
+    made, stored = Made(), []
+    wrong: dict[str, list[int]] = {}
+    for number, slices in _slices(task, made.left_out):
+        try:
+            for one in slices():
+                images = np.clip(np.round(np.stack(one.images)), *STORED_HU).astype(np.int16)
+                pair, features = _pair(task, one, images), _features(task, one)
+                stored.append(images)
+                made.pairs.append(pair)
+                made.features.append(features)
+        except FinegrainError as error:
+            if named or isinstance(task.source, PhantomSource):
+                raise
+            wrong.setdefault(without_uids(str(error)), []).append(number)
+    made.unreadable.extend(f"{task.patient}, slices {_ranges(numbers)}: {reason}" for reason, numbers in wrong.items())
+    put_task(folder, task.name, stored, made)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Rising numbers in words.
+
+    >>> _ranges([0, 1, 2, 5])
+    '0–2, 5'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def _slices(task: Task, left_out: list[str]) -> Iterator[tuple[int, Callable[[], Iterator[_Slice]]]]:
+    """Each slice's number, and what reads it and makes its pairs: so that what is wrong with one takes no other with it."""
+    if isinstance(task.source, PhantomSource):
+        yield task.numbers[0], partial(_phantom_pairs, task)
+    elif isinstance(task.scan, PairedScan):
+        read_pair = _pair_reader(task.scan, task.numbers)
+        for number in task.numbers:
+            yield number, partial(_real_pair, task, number, read_pair)
+    else:
+        assert task.scan is not None
+        read = _slice_reader(task.scan, task.numbers)
+        for number in task.numbers:
+            yield number, partial(_simulated_pairs, task, number, read, left_out)
 
 
 def _pair(task: Task, one: _Slice, images: NDArray[np.int16]) -> Pair:
@@ -108,8 +147,8 @@ def _pair(task: Task, one: _Slice, images: NDArray[np.int16]) -> Pair:
             "rows": images.shape[1],
             "columns": images.shape[2],
             "has_truth": len(images) == 3,
-            "fingerprint": fingerprint(normal_dose),
             "quality": measure_pair(low_dose, normal_dose, pixel_mm=pixel_mm, noise=noise, padding=one.padding),  # type: ignore[arg-type]
+            **({} if "fingerprint" in one.facts else {"fingerprint": fingerprint(normal_dose)}),
             **one.facts,
         }
     )
@@ -124,7 +163,7 @@ def _features(task: Task, one: _Slice) -> list[float]:
 # --- the three kinds -----------------------------------------------------------------------------------------------------
 
 
-def _phantom_pairs(task: Task, left_out: list[str]) -> Iterator[_Slice]:
+def _phantom_pairs(task: Task) -> Iterator[_Slice]:
     source, config = task.source, task.config
     assert isinstance(source, PhantomSource)
     generator = np.random.default_rng(task.seed)
@@ -156,73 +195,87 @@ def _phantom_pairs(task: Task, left_out: list[str]) -> Iterator[_Slice]:
         yield _Slice(number, 0, (scanned.low_dose, scanned.normal_dose, scanned.truth), None, facts)
 
 
-def _simulated_pairs(task: Task, left_out: list[str]) -> Iterator[_Slice]:
-    source, config, series = task.source, task.config, task.scan
-    assert isinstance(source, ScanSource) and series is not None and not isinstance(series, PairedScan)
-    generator = np.random.default_rng(task.seed)
+def _simulated_pairs(task: Task, number: int, read: Callable[[int], CTVolume], left_out: list[str]) -> Iterator[_Slice]:
+    source, config = task.source, task.config
+    assert isinstance(source, ScanSource)
+    generator = np.random.default_rng([task.seed, number])
     own = find_kernel(source.own_kernel) if source.own_kernel else None
-    for number, volume in _read_each(series, task.numbers):
-        _refuse_flat_pixels(volume)
-        padding = volume.padding[0]
-        for repeat in range(source.repeats):
-            draw = _Draw.make(config, generator, kernels=source.kernels)
-            kernel = _kernel(draw.kernel, volume)
-            hu = np.where(padding, np.float32(-1000), np.maximum(volume.hu[0], -1024))
-            pixel_mm = float(generator.uniform(*config.pixel_mm)) or float(volume.pixel_mm[0])
+    volume = read(number)
+    _refuse_flat_pixels(volume)
+    padding = volume.padding[0]
+    as_it_is = config.pixel_mm == (0, 0) and own is None
+    for repeat in range(source.repeats):
+        draw = _Draw.make(config, generator, kernels=source.kernels)
+        kernel = _kernel(draw.kernel, volume)
+        hu, pixel_mm = np.where(padding, np.float32(-1000), np.maximum(volume.hu[0], -1024)), float(volume.pixel_mm[0])
+        if not as_it_is:
             hu, pixel_mm = resample_and_rekernel(
-                hu, pixel_mm=volume.pixel_mm[0], new_pixel_mm=pixel_mm, own=own, target=kernel if own else None
+                hu,
+                pixel_mm=pixel_mm,
+                new_pixel_mm=float(generator.uniform(*config.pixel_mm)) or pixel_mm,
+                own=own,
+                target=kernel if own else None,
             )
-            one = CTVolume.from_array(hu[None], pixel_mm=pixel_mm, slice_mm=volume.thickness_mm)
-            try:
-                exposure = matching_exposure(one, kernel=kernel)
-            except GeometryError:
-                left_out.append(f"{task.patient}, slice {number}: too little soft tissue to tell the noise, and the dose with it")
-                continue
-            scanner = scanner_of(one, kernel=kernel, exposure=exposure)
-            low_dose = hu + scanner.missing_noise_hu(hu, dose_fraction=draw.dose_fraction, generator=generator)
-            facts = {
-                "collection": "scan",
-                "pixel_mm": round(pixel_mm, 6),
-                "kernel": kernel.name,
-                "dose_fraction": draw.dose_fraction,
-                "noise": "inserted",
-                "photons": round(exposure.photons),
-                "seed": task.seed,
-                **_scan_facts(volume),
-            }
-            kept = None if hu.shape != padding.shape else padding
-            yield _Slice(number, repeat, (low_dose, hu), kept, facts)
-
-
-def _real_pairs(task: Task, left_out: list[str]) -> Iterator[_Slice]:
-    scan = task.scan
-    assert isinstance(task.source, CollectionSource) and isinstance(scan, PairedScan)
-    for number, low_dose, normal_dose in _read_pairs(scan, task, left_out):
-        _refuse_flat_pixels(normal_dose)
+        one = CTVolume.from_array(hu[None], pixel_mm=pixel_mm, slice_mm=volume.thickness_mm)
+        try:
+            exposure = matching_exposure(one, kernel=kernel)
+        except GeometryError:
+            left_out.append(f"{task.patient}, slice {number}: too little soft tissue to tell the noise, and the dose with it")
+            continue
+        scanner = scanner_of(one, kernel=kernel, exposure=exposure)
+        low_dose = hu + scanner.missing_noise_hu(hu, dose_fraction=draw.dose_fraction, generator=generator)
         facts = {
-            "collection": scan.collection,
-            "pixel_mm": round(float(normal_dose.pixel_mm[0]), 6),
-            "kernel": scan.kernel,
-            "dose_fraction": scan.dose_fraction,
-            "noise": scan.noise,
-            **_scan_facts(normal_dose),
+            "collection": "scan",
+            "fingerprint": fingerprint(volume.hu[0]),  # before resampling, after which the same scan looks like another one
+            "pixel_mm": round(pixel_mm, 6),
+            "kernel": kernel.name,
+            "dose_fraction": draw.dose_fraction,
+            "noise": "inserted",
+            "photons": round(exposure.photons),
+            "seed": task.seed,
+            **_scan_facts(volume),
         }
-        yield _Slice(number, 0, (low_dose.hu[0], normal_dose.hu[0]), low_dose.padding[0] | normal_dose.padding[0], facts)
+        if as_it_is:
+            low_dose, hu = (np.where(padding, np.float32(STORED_HU[0]), image) for image in (low_dose, hu))
+        yield _Slice(number, repeat, (low_dose, hu), padding if as_it_is else None, facts)
 
 
-def _read_pairs(scan: PairedScan, task: Task, left_out: list[str]) -> Iterator[tuple[int, CTVolume, CTVolume]]:
-    """The pairs of a task at once; one by one if something is wrong, so that one damaged file takes no other with it."""
+def _real_pair(task: Task, number: int, read: Callable[[int], tuple[CTVolume, CTVolume]]) -> Iterator[_Slice]:
+    scan = task.scan
+    assert isinstance(scan, PairedScan)
+    low_dose, normal_dose = read(number)
+    _refuse_flat_pixels(normal_dose)
+    facts = {
+        "collection": scan.collection,
+        "pixel_mm": round(float(normal_dose.pixel_mm[0]), 6),
+        "kernel": scan.kernel,
+        "dose_fraction": scan.dose_fraction,
+        "noise": scan.noise,
+        **_scan_facts(normal_dose),
+    }
+    yield _Slice(number, 0, (low_dose.hu[0], normal_dose.hu[0]), low_dose.padding[0] | normal_dose.padding[0], facts)
+
+
+def _pair_reader(scan: PairedScan, numbers: tuple[int, ...]) -> Callable[[int], tuple[CTVolume, CTVolume]]:
+    """What reads a pair: all at once if nothing is wrong, for a volume in one file is unpacked as a whole; else one by one."""
     try:
-        low_dose, normal_dose = scan.read(task.numbers)
-    except FinegrainError as error:
-        if len(task.numbers) == 1:
-            left_out.append(f"{task.patient}, slice {task.numbers[0]}: {without_uids(str(error))}")
-            return
-        for number in task.numbers:
-            yield from _read_pairs(scan, replace(task, numbers=(number,)), left_out)
-        return
-    for k, number in enumerate(task.numbers):
-        yield number, low_dose.part(slice(k, k + 1)), normal_dose.part(slice(k, k + 1))
+        low_dose, normal_dose = scan.read(numbers)
+    except FinegrainError:
+        return lambda number: scan.read((number,))
+    place = {number: slice(k, k + 1) for k, number in enumerate(numbers)}
+    return lambda number: (low_dose.part(place[number]), normal_dose.part(place[number]))
+
+
+def _slice_reader(series: Series, numbers: tuple[int, ...]) -> Callable[[int], CTVolume]:
+    """What reads a slice: a series of files file by file, a volume in one file at once."""
+    first = numbers[0]
+    if isinstance(series, ScanSeries) and series.kind == "dicom":
+        return lambda number: series.read(slice(number, number + 1))
+    try:
+        volume = series.read(slice(first, numbers[-1] + 1))
+    except FinegrainError:
+        return lambda number: series.read(slice(number, number + 1))  # which says what is wrong
+    return lambda number: volume.part(slice(number - first, number - first + 1))
 
 
 def _kernel(name: str, volume: CTVolume) -> ReconKernel:
@@ -254,8 +307,17 @@ def _scan_facts(volume: CTVolume) -> dict[str, object]:
         "z_mm": float(volume.positions_mm[0] @ normal),
         "slice_mm": volume.thickness_mm,
         "kvp": float(kvp) if isinstance(kvp, int | float) else None,
-        "manufacturer": str(volume.acquisition.get("Manufacturer", "")),
+        "manufacturer": vendor(str(volume.acquisition.get("Manufacturer", ""))),
     }
+
+
+def vendor(manufacturer: str) -> str:
+    """The vendor that a header names, and nothing else that a person may have typed there; empty if it is none of the known.
+
+    >>> vendor("SIEMENS Healthineers, call 555")
+    'Siemens'
+    """
+    return next((name for name in VENDORS if re.search(rf"\b{name}\b", manufacturer, re.IGNORECASE)), "")
 
 
 @dataclass(frozen=True)

@@ -199,8 +199,8 @@ def split_patients(
     }
     if sum(wanted.values()) >= n and sum(wanted.values()) > 0:
         raise DataError(
-            f"{n} patients cannot be split into test {wanted['test']} and validation {wanted['validation']} with one left to train "
-            "on; add patients or lower the fractions"
+            f"{n} patient{'s' * (n != 1)} cannot be split into test {wanted['test']} and validation {wanted['validation']} with "
+            "one left to train on; add patients or lower the fractions (--test-fraction, --validation-fraction, down to 0)"
         )
     order = [new[i] for i in generator.permutation(len(new))]
     sides: list[Split] = []

@@ -12,8 +12,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from finegrain.errors import DataError
 from finegrain.files import write_whole
-from finegrain.pairs.manifest import Pair
+from finegrain.pairs.manifest import Pair, open_shard
 
 SHARDS, TASKS, SPLITS, LOCK = "shards", "tasks", "splits.json", ".lock"
 
@@ -37,20 +37,24 @@ class Made:
     Attributes:
         pairs: its rows; split, region and verdict are provisional, for they are decided over the whole store.
         features: of each pair, for the region; empty where the region is known.
-        left_out: slices that gave no pair, with the reason; safe to show.
+        left_out: slices that can give no pair, with the reason; safe to show.
+        unreadable: slices that could not be read this time, with the reason; safe to show. The next build tries again.
     """
 
     pairs: list[Pair] = field(default_factory=list)
     features: list[list[float]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The store, for one builder alone; the lock ends with the process, however that ends.
 
-    Raises: DataError if another process is building there.
+    Raises: DataError if another process is building there, or the folder holds other things.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK).is_file():
+        raise DataError(f"{folder} is not empty and was not made by finegrain pairs; give a new folder: nothing is overwritten")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
@@ -61,14 +65,20 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(f"another process is building pairs in {folder}; wait for it, or give another folder") from None
-        for leftover in folder.glob("**/.*.tmp"):  # of a killed build; what has its right name is whole
-            leftover.unlink()
+        for place in (folder, folder / SHARDS, folder / TASKS):
+            for leftover in place.glob(".*.tmp"):  # of a killed build; what has its right name is whole
+                leftover.unlink()
         yield
 
 
 def is_done(folder: Path, task: str) -> bool:
-    """Whether a task is finished."""
-    return (folder / TASKS / f"{task}.json").is_file()
+    """Whether a task is finished: nothing of it damaged, and nothing that could not be read."""
+    if not (folder / TASKS / f"{task}.json").is_file():
+        return False
+    try:
+        return not get_task(folder, task).unreadable
+    except DataError:
+        return False
 
 
 def done_tasks(folder: Path) -> set[str]:
@@ -93,8 +103,13 @@ def put_task(folder: Path, task: str, images: Sequence[NDArray[np.int16]], made:
             placed[number] = placed[number].model_copy(
                 update={"shard": shard, "index": index, "sha256": _sha256(one), "normal_sha256": _sha256(one[1])}
             )
-    made = Made(placed, made.features, made.left_out)
-    rows = {"pairs": [pair.model_dump() for pair in made.pairs], "features": made.features, "left_out": made.left_out}
+    made = Made(placed, made.features, made.left_out, made.unreadable)
+    rows = {
+        "pairs": [pair.model_dump() for pair in made.pairs],
+        "features": made.features,
+        "left_out": made.left_out,
+        "unreadable": made.unreadable,
+    }
     write_whole(folder / TASKS / f"{task}.json", json.dumps(rows) + "\n")
     return made
 
@@ -107,12 +122,17 @@ def get_task(folder: Path, task: str) -> Made:
     path = folder / TASKS / f"{task}.json"
     try:
         rows: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        made = Made([Pair.model_validate(row) for row in rows["pairs"]], rows["features"], rows["left_out"])
+        pairs = [Pair.model_validate(row) for row in rows["pairs"]]
+        made = Made(pairs, rows["features"], rows["left_out"], rows["unreadable"])
     except (OSError, ValueError, TypeError, KeyError, ValidationError):
         raise DataError(f"{path} is damaged; remove it and build again") from None
-    for shard in {pair.shard for pair in made.pairs}:
-        if not (folder / shard).is_file():
-            raise DataError(f"{folder} has lost {shard}; remove {path} and build again")
+    for shard, n in Counter(pair.shard for pair in made.pairs).items():
+        try:
+            whole = len(open_shard(folder / shard)) == n
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            raise DataError(f"{folder} has lost {shard}, or it is cut off; build again")
     return made
 
 
@@ -121,6 +141,11 @@ def remove_task(folder: Path, task: str) -> None:
     (folder / TASKS / f"{task}.json").unlink(missing_ok=True)
     for shard in (folder / SHARDS).glob(f"{task}.*"):
         shard.unlink()
+
+
+def damaged_pairs(folder: Path, pairs: Iterable[Pair]) -> list[str]:
+    """The keys of the pairs whose stored pixels are not those that the manifest tells of."""
+    return [pair.key for pair in pairs if _sha256(pair.images(folder)) != pair.sha256]
 
 
 def _sha256(pixels: NDArray[np.int16]) -> str:
@@ -138,4 +163,6 @@ def _write_array(path: Path, pixels: NDArray[np.int16]) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path.parent}: {error.strerror}; free some space and run again, it goes on") from None
+        raise DataError(
+            f"cannot write {path.parent}: {error.strerror or 'the disk may be full'}; free some space and run again, it goes on"
+        ) from None

@@ -520,10 +520,7 @@ def save_kernel(kernel: ReconKernel, path: Path) -> None:
         "transfer": [float(value) for value in kernel.transfer],
     }
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    try:
-        write_whole(Path(path), text)
-    except OSError as error:
-        raise ConfigError(f"kernel file {path} cannot be written: {error.strerror}; check the folder") from None
+    write_whole(Path(path), text)
 
 
 def load_kernel(path: Path) -> ReconKernel:

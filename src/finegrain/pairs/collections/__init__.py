@@ -40,7 +40,10 @@ def find_pairs(source: CollectionSource, *, data_root: Path) -> tuple[list[Paire
             )
         layout = source.layout if source.layout != "auto" else _layout_of(path)
         if layout is None:
-            raise DataError(f"the collection has none of the layouts {', '.join(LAYOUTS)}; give layout: folders, or write a CSV")
+            raise DataError(
+                f"the collection has none of the layouts {', '.join(LAYOUTS)}; give layout: folders, or write a CSV; scans at "
+                "one dose are simulated with --dose-fraction"
+            )
         if source.layout == "auto":
             notes.append(f"taken for the layout {layout}")
         pairs, left_out = LAYOUTS[layout](path, dose_fraction=source.dose_fraction, noise=source.noise)

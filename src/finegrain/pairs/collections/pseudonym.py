@@ -13,7 +13,7 @@ KEY_VARIABLE = "FINEGRAIN_PSEUDONYM_KEY"
 PUBLIC_ID = re.compile(r"[CLN]\d{3}")
 """Patients of the Mayo collections, which were numbered for publication: chest, liver, head (neuro)."""
 
-SAFE_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SAFE_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a label may look like: it becomes part of file names."""
 
 PLACEHOLDERS = {
