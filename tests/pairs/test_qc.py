@@ -191,6 +191,63 @@ def test_another_kernel_is_found_among_pairs_of_its_group():
     assert judge(rows[-4:])[-1].status == "keep", "four pairs are no group"
 
 
+def _rows_that_tell(doses, *, stated):
+    base = replace(pair().measured(), dose_fraction=stated)
+    return [replace(base, quality=replace(base.quality, dose_fraction=dose)) for dose in doses]
+
+
+def test_what_shifts_the_noise_of_all_pairs_of_a_scanner_is_forgiven():
+    doses = [0.13, 0.14, 0.14, 0.14, 0.15, 0.19]  # of a stated tenth: filters against few photons
+    assert {verdict.status for verdict in judge(_rows_that_tell(doses, stated=0.1))} == {"keep"}
+    assert judge(_rows_that_tell(doses[-1:], stated=0.1))[0].reasons == ("noise",), "alone it is not"
+    assert judge(_rows_that_tell([*doses, 0.3], stated=0.1))[-1].reasons == ("noise",), "nor is the dose of another"
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.25])
+def test_a_collection_whose_dose_is_wrong_throughout_is_not_forgiven(factor):
+    doses = [0.24, 0.25, 0.25, 0.25, 0.26, 0.25]
+    assert {verdict.status for verdict in judge(_rows_that_tell(doses, stated=0.25 * factor))} == {"reject"}
+
+
+def test_a_pair_as_stated_is_kept_among_others_that_are_not():
+    rows = _rows_that_tell([0.14, 0.14, 0.14, 0.14, 0.14, 0.1, 0.08], stated=0.1)
+    assert {verdict.status for verdict in judge(rows)} == {"keep"}
+
+
+def _with_lines(one, angles, amplitude=60.0):
+    """Lines through points of the middle of the body, one for each direction."""
+    y, x = (axis - (SIZE - 1) / 2 for axis in np.indices((SIZE, SIZE)))
+    offsets = np.random.default_rng(0).uniform(-40, 40, len(angles))
+    lines = sum(
+        np.exp(-0.5 * ((x * np.cos(angle) + y * np.sin(angle) - offset) / 1.2) ** 2)
+        for angle, offset in zip(angles, offsets, strict=True)
+    )
+    return measured(one.low + amplitude * lines, one.normal)
+
+
+def test_lines_of_one_direction_are_few_photons_and_those_all_around_are_streaks():
+    one = pair(noise="independent", seed=2)
+    limit = QcLimits().streak.reject
+    assert _with_lines(one, np.radians([88.0])).streak < limit
+    assert _with_lines(one, np.linspace(0, np.pi, 8, endpoint=False)).streak > limit
+
+
+def test_two_arcs_that_face_each_other_are_no_ring():
+    one = pair()
+    y, x = (axis - (SIZE - 1) / 2 for axis in np.indices((SIZE, SIZE)))
+    circle = 30 * np.exp(-0.5 * ((np.hypot(y, x) - 50) / 1.0) ** 2)
+    limits = QcLimits().ring
+    assert measured(one.low + circle, one.normal).ring > limits.reject
+    assert measured(one.low + circle * (np.abs(y) < np.tan(np.pi / 8) * np.abs(x)), one.normal).ring < limits.borderline
+
+
+def test_noise_alone_makes_a_pair_neither_sharper_nor_softer():
+    one = pair()
+    for seed in range(4):
+        noise = np.random.default_rng(seed).normal(0, 120, one.normal.shape)
+        assert measured(one.normal + noise, one.normal).sharpness == pytest.approx(1, abs=0.015)
+
+
 def test_a_fault_hides_what_it_brings_with_it():
     one = pair()
     verdict = judge([replace(one, low=moved(one.low, (0.7, 0.0))).measured()])[0]

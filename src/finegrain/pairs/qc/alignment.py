@@ -46,8 +46,6 @@ def measure_alignment(view: View) -> dict[str, float]:
     strength = gradient_y**2 + gradient_x**2
     body_strength = strength.ravel()[some]
     edge = body_strength > np.quantile(body_strength[::7], 0.95)
-    square = wanted**2
-    plain = float(square[~edge].mean())
     return {
         "shift_y_px": float(shift_y + jump[0]),
         "shift_x_px": float(shift_x + jump[1]),
@@ -55,7 +53,7 @@ def measure_alignment(view: View) -> dict[str, float]:
         "slope": float(1 + fit[3] / 1000),
         "motion_px": _local_shift(left, gradient_y, gradient_x, where, round(32 / view.pixel_mm)),
         "swapped": _coarse_difference(view, slope=fit[3] / 1000, intercept=fit[4]),
-        "edges": math.sqrt(float(square[edge].mean()) / plain) if plain > 0 else math.nan,
+        "edges": _at_edges(wanted, edge, _square_of(normal.shape, round(32 / view.pixel_mm))[some]),
     }
 
 
@@ -125,6 +123,32 @@ CORRELATED_PX = 8 * math.pi * EDGE_SMOOTH_PX**2
 """About so many pixels share one value of the noise after the smoothing: 4 π σ² of white noise, twice that of a smooth kernel."""
 SURE = 2.0
 """Standard errors of a local shift that may be chance: there are about a hundred squares."""
+
+
+@cache
+def _square_of(shape: tuple[int, int], side: int) -> NDArray[np.int64]:
+    """Number of the side × side square that each pixel lies in. Shape: (y·x,)."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return np.asarray(y // side * (1 + shape[1] // side) + x // side).ravel()
+
+
+def _at_edges(difference: FloatImage, edge: NDArray[np.bool_], square: NDArray[np.int64]) -> float:
+    """Rms of D at edges over that elsewhere, or over that of the rest of their squares if larger: between hips D is strong
+    whether there are edges or not.
+    """
+    power, n = difference.astype(np.float64) ** 2, int(square.max()) + 1
+    plain = ~edge
+    if not edge.any() or not plain.any():
+        return math.nan
+    usual = float(power[plain].mean())
+    counts, sums = np.bincount(square[plain], minlength=n), np.bincount(square[plain], power[plain], n)
+    around = (sums + FEW * usual) / (counts + FEW)
+    expected = max(usual, float(around[square[edge]].mean()))
+    return math.sqrt(float(power[edge].mean()) / expected) if expected > 0 else math.nan
+
+
+FEW = 50
+"""Pixels of a square without edges that count as much as all of the image. A default, taken from nowhere."""
 
 
 def _coarse_difference(view: View, *, slope: float, intercept: float) -> float:

@@ -16,7 +16,7 @@ class PairQuality:
             standard error.
         swapped: 98th percentile of |D| in cells of 8 mm in the body, over the noise of D; what slope and intercept explain is
             taken away.
-        edges: rms of D where N has edges, over that where it has none.
+        edges: rms of D where N has edges, over that where it has none, or over that around the edges if larger.
         air_hu, fat_hu, soft_hu: where the tissues of N lie.
         bias_hu: median of D in soft tissue; bias_fat_hu in fat; bias_air_hu in air.
         slope: of L on N, 1 for a good pair.
@@ -27,10 +27,11 @@ class PairQuality:
             rather anatomy.
         frequency_added_per_mm: that of D.
         kept: what of the noise of N is in L: about 1 if noise was inserted, about 0 if L is a scan of its own.
-        sharpness: what of the fine anatomy of N is in L, 1 for a good pair.
+        sharpness: what of the fine anatomy of N is in L, as near to 1 as twice its standard error lets it be.
         anisotropy: power of D along one axis over that along the other, the larger over the smaller.
-        streak: largest straight-line sum of D, in SDs of such sums.
-        ring: largest sum of D around the middle of the image, in SDs of such sums.
+        streak: straight-line sums of D, in SDs of such sums: the largest in the second of twelve directions, or half of the first.
+        ring: largest sum of D around the middle of the image, without the two eighths that add most, or half the whole sum, in
+            SDs of such sums.
         blocks: fine detail off the 8 × 8 grid of a lossy compression over that on it, in L or N, whichever is worse.
         body_cm2: area of the body in N.
         cut_body: share of the body's outline that lies on the edge of what was reconstructed.

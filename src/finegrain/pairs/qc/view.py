@@ -64,8 +64,9 @@ class View:
 def cell_means(image: NDArray, side: int) -> FloatImage:
     """Means of side × side squares; a rest at the edges is left out. Shape: (y, x) → (row, column)."""
     rows, columns = (n // side for n in image.shape)
-    cut = image[: rows * side, : columns * side].reshape(rows, side, columns, side)
-    return cut.mean(axis=(1, 3), dtype=np.float32)
+    cut = image[: rows * side, : columns * side].reshape(rows, side, columns * side)
+    flat = cut.mean(axis=1, dtype=np.float32)  # rows first: twice as fast as both at once
+    return np.asarray(flat.reshape(rows, columns, side).mean(axis=2))
 
 
 def pixels_of(cells: NDArray[np.bool_], side: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
