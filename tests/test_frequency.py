@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finegrain.errors import ConfigError
-from finegrain.frequency import Band, block_dct, cycles_per_mm, dct_matrix, inverse_block_dct, to_blocks
+from finegrain.frequency import Band, block_dct, cycles_per_mm, dct_matrix, inverse_block_dct, ring_of, to_blocks
 
 RNG = np.random.default_rng(7)
 
@@ -47,6 +47,15 @@ def test_a_cosine_lands_on_the_coefficient_of_its_frequency():
     peak = np.unravel_index(np.abs(block_dct(image)[0, 0]).argmax(), (8, 8))
     assert peak == (0, 3)
     assert cycles_per_mm(8, 0.7)[peak] == pytest.approx(3 / (2 * 8 * 0.7))
+
+
+def test_a_ring_holds_what_lies_within_half_a_step_of_it():
+    ring = ring_of(8)
+    assert ring[0, 0] == 0
+    np.testing.assert_array_equal(ring[0], np.arange(8))
+    assert ring[3, 4] == 5  # exactly
+    assert ring[7, 7] == 10  # 9.9
+    np.testing.assert_array_equal(ring, ring.T)
 
 
 def test_a_band_is_the_same_in_either_unit():

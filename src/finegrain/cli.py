@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -347,7 +348,8 @@ def train(
             pairs_progress=lambda done, total: bar.update(pairs, completed=done, total=total),
             train_progress=lambda done, total, text: bar.update(steps, completed=done, total=total, description=f"training {text}"),
         )
-    print(f"model: {folder}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
+        print(f"model: {folder}")
 
 
 @app.command()

@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finegrain.errors import ConfigError
-from finegrain.files import slug
+from finegrain.files import slug, write_whole
 from finegrain.frequency import DCT_BLOCK, Band
 
 
@@ -129,7 +131,7 @@ class ScanSource(Config):
     path: str = Field(description="Folder or file; relative paths start at the data root.")
     patient: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="Name of this patient in the split, for a path that holds one series: scans of one patient share it. Without, "
         "every series below the path is taken, and patients get pseudonyms.",
     )
@@ -200,7 +202,9 @@ class PairsConfig(Config):
     test_fraction: float = Field(0.4, ge=0, lt=1, description="Share of the patients kept for the test.")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the patients kept for validation.")
     qc: Literal["reject", "report"] = Field(
-        "reject", description="Whether pairs that quality control rejects are left out, or measured only and kept."
+        "reject",
+        description="Whether pairs that quality control rejects are left out, or measured only and kept; a picture that stands "
+        "under two patients is always left out.",
     )
     seed: int = Field(0, ge=0)
 
@@ -262,18 +266,59 @@ class NetworkConfig(Config):
 class LossConfig(Config):
     """The dual-domain loss: mean squared error plus λ times a constraint on the high DCT band."""
 
-    weight: float = Field(0.0, ge=0, description="λ. Zero is the spatial-only baseline.")
-    mode: Literal["coefficient", "energy"] = Field(
+    weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="λ. Zero is the spatial-only baseline.")
+    mode: Literal["coefficient", "energy", "adaptive"] = Field(
         "coefficient",
-        description="coefficient: mean |difference| over Ω_h, as in the paper. energy: |log energy ratio| per band.",
+        description="coefficient: mean |difference| over Ω_h, as in the paper. energy: |log energy ratio| per band. adaptive: "
+        "coefficient, each weighted by the share that the input can tell, S / (S + N) per band and place.",
     )
-    dct_block: int = Field(8, ge=2, description="Side of a DCT block in pixels.")
-    band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h as fractions of Nyquist, [low, high].")
-    pool_blocks: int = Field(4, ge=1, description="energy: side of the neighbourhood, in blocks, whose energies are compared.")
+    dct_block: int = Field(8, ge=2, le=64, description="Side of a DCT block in pixels.")
+    band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h in band_unit, [low, high].")
+    band_unit: Literal["nyquist", "cycles_per_mm", "kernel"] = Field(
+        "nyquist",
+        description="nyquist: fractions of it. cycles_per_mm: for patches of pixel_mm. kernel: fractions of the highest frequency "
+        "that the reconstruction kernel of each patch lets through, read from the noise of its pair; the band must hold 1.",
+    )
+    pixel_mm: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Pixel size that a band in cycles_per_mm is meant for."
+    )
+    pool_blocks: int = Field(
+        4, ge=1, description="Side of the neighbourhood, in blocks, over which energies are averaged, where they are."
+    )
+    smooth_gate: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Places where the target's energy in Ω_h is below this many times its own noise count for nothing; 0 counts "
+        "all, 1.6 keeps edges and what evaluation calls fine texture.",
+    )
+
+    @property
+    def depends_on_place(self) -> bool:
+        """Whether some places of an image count more than others."""
+        return self.mode == "adaptive" or self.smooth_gate > 0
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether the loss must be given the network's input, from which it reads the noise."""
+        return self.weight > 0 and (self.depends_on_place or self.band_unit == "kernel")
+
+    def coefficients(self) -> NDArray[np.bool_]:
+        """Which DCT coefficients may belong to Ω_h: all that oscillate where only the noise of a pair can tell. Shape: (u, v)."""
+        if self.band_unit == "kernel":
+            return Band(0, 2).mask(self.dct_block)
+        return Band(*self.band, unit=self.band_unit).mask(self.dct_block, pixel_mm=self.pixel_mm)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        _check_band(self.band, self.dct_block)
+        if (self.band_unit == "cycles_per_mm") != (self.pixel_mm is not None):
+            raise ValueError(f"pixel_mm goes with band_unit cycles_per_mm and no other, got {self.band_unit} and {self.pixel_mm}")
+        if self.band_unit == "kernel" and not 0 <= self.band[0] < 1 <= self.band[1]:
+            raise ValueError(f"a band in fractions of the kernel's reach needs 0 ≤ low < 1 ≤ high, got {list(self.band)}")
+        try:
+            self.coefficients()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None  # so that it is reported with the field's place
         return self
 
 
@@ -288,7 +333,15 @@ class TrainConfig(Config):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights, which are those that are kept.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     validate_every: int = Field(250, ge=1, description="Steps between validations.")
+    checkpoint_every: int = Field(250, ge=1, description="Steps between checkpoints; a validation makes one too.")
+    checkpoint_minutes: float = Field(10, gt=0, description="Minutes after which a checkpoint is due in any case.")
     threads: int = Field(2, ge=1, description="CPU threads.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the network is trained; auto takes a GPU if there is one."
+    )
+    bf16: bool = Field(False, description="The network computes in bfloat16 where that is safe; weights and loss stay float32.")
+    compile: bool = Field(False, description="Compile the network with torch.compile: slow to start, faster on a GPU.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard events; needs the package tensorboard.")
     seed: int = Field(0, ge=0)
 
 
@@ -406,7 +459,7 @@ def config_of(kind: type[ConfigType], values: dict[str, Any]) -> ConfigType:
 
 def save_config(config: Config, path: Path) -> None:
     """Write a configuration as YAML that `load_config` gives back."""
-    path.write_text(yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True))
 
 
 def _first_error(error: ValidationError, kind: type[BaseModel]) -> str:

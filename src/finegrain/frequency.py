@@ -74,6 +74,11 @@ def cycles_per_mm(n: int, pixel_mm: float) -> NDArray[np.float64]:
     return nyquist_fraction(n) / (2 * pixel_mm)
 
 
+def ring_of(n: int = DCT_BLOCK) -> NDArray[np.int64]:
+    """Which ring of like frequency each coefficient belongs to, one n-th of Nyquist wide. Shape: (u, v)."""
+    return np.round(n * nyquist_fraction(n)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Band:
     """A set of block-DCT frequencies [low, high]; the paper's Ω_h when it reaches upwards.

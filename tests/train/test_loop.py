@@ -9,25 +9,10 @@ import torch
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.errors import DataError
 from finegrain.networks.skeleton import build_network
-from finegrain.pairs.manifest import Pair
-from finegrain.pairs.store import Made, put_task
 from finegrain.train.loop import fit, schedule
 
 NETWORK = NetworkConfig(family="hybrid", channels=(8, 16, 16), blocks=(1, 1, 1), heads=(2, 2))
 TRAIN = TrainConfig(steps=12, batch=2, patch=32, warmup=2, validate_every=4, threads=1, learning_rate=2e-3)
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    generator = np.random.default_rng(0)
-    made = []
-    for number, split in enumerate(["train", "train", "validation"]):
-        clean = 40 + 60 * np.sign(np.sin(np.arange(96) / 7 + number))[None, :] * np.ones((96, 1))
-        images = np.round(np.stack([clean + generator.normal(0, 40, clean.shape), clean])).astype(np.int16)
-        key = f"pair{number}"
-        pair = Pair(key=key, patient=f"p{number}", split=split, pixel_mm=0.7, kernel="B30f", dose_fraction=0.25)
-        made += put_task(tmp_path, key, [images], Made([pair])).pairs
-    return made
 
 
 def _fit(pairs, folder, run, *, steps=12, progress=None, **loss):
@@ -116,9 +101,24 @@ def test_a_nan_stops_the_run_and_keeps_its_batch(pairs, tmp_path):
     network = build_network(NETWORK, seed=0)
     with torch.no_grad():
         network.head[-1].bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="step 0"):
+    with pytest.raises(DataError, match="step 1"):
         fit(network, pairs, tmp_path, train=TRAIN, loss=LossConfig(), run_folder=tmp_path / "run")
-    assert torch.load(tmp_path / "run" / "nan-batch.pt", weights_only=True)["inputs"].shape == (2, 1, 32, 32)
+    held = torch.load(tmp_path / "run" / "nan-batch.pt", weights_only=True)
+    assert held["inputs"].shape == (2, 1, 32, 32)
+    assert set(held["pairs"]) <= {"pair0", "pair1"}
+    again = build_network(NETWORK, seed=1)
+    again.load_state_dict(held["network"])
+    assert not torch.isfinite(again(held["inputs"])).any()
+
+
+def test_a_gradient_that_overflows_stops_the_run_before_it_reaches_the_weights(pairs, tmp_path):
+    network = build_network(NETWORK, seed=0)
+    network.head[-1].bias.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(DataError, match=r"step 1 has a loss of 0\.\d+ and a gradient of norm (inf|nan)"):
+        fit(network, pairs, tmp_path, train=TRAIN, loss=LossConfig(), run_folder=tmp_path / "run")
+    held = torch.load(tmp_path / "run" / "nan-batch.pt", weights_only=True)["network"]
+    assert all(torch.equal(held[name], value) for name, value in before.items())
 
 
 def test_training_needs_pairs_on_both_sides(pairs, tmp_path):

@@ -56,7 +56,15 @@ def test_the_model_folder_denoises_and_says_where_it_comes_from(run):
     assert card.metrics["validation_rmse_hu"] > 0
     assert set(card.sha256) == {"model.onnx", "model.safetensors"}
     assert np.isfinite(load_denoiser(folder).denoise_slice(np.zeros((64, 64)))).all()
-    for name in ("config.yaml", "provenance.json", "history.jsonl"):
+    for name in (
+        "config.yaml",
+        "provenance.json",
+        "losses.jsonl",
+        "history.jsonl",
+        "curves.png",
+        "best.safetensors",
+        "checkpoint.pt",
+    ):
         assert (folder.parent / name).is_file()
 
 
