@@ -14,7 +14,7 @@ import torch
 from finegrain.errors import DataError
 from finegrain.train.stopping import Stopped
 
-STEPS = 24
+STEPS = 36
 
 
 def _lines(run):
@@ -49,9 +49,9 @@ def test_killed_at_a_random_moment_and_stopped_by_a_signal_a_run_has_the_losses_
     tiny_fit(store, tmp_path / "whole")
     chance = random.Random()  # not seeded: every moment must do
     run = tmp_path / "broken"
-    for ending in (signal.SIGKILL, signal.SIGTERM):
+    for ending, latest in ((signal.SIGKILL, STEPS // 3), (signal.SIGTERM, 2 * STEPS // 3)):
         process = start(run)
-        _wait_for(run, chance.randint(_lines(run) + 1, STEPS - 4), process)
+        _wait_for(run, chance.randint(min(_lines(run) + 1, latest), latest), process)
         time.sleep(chance.uniform(0, 0.1))
         process.send_signal(ending)
         _, said = process.communicate(timeout=60)
