@@ -14,7 +14,7 @@ from finegrain.train.loop import fit
 
 NETWORK = NetworkConfig(family="hybrid", channels=(8, 16, 16), blocks=(1, 1, 1), heads=(2, 2))
 TRAIN = {
-    "steps": 24,
+    "steps": 36,
     "batch": 2,
     "patch": 32,
     "warmup": 2,
