@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from finegrain.errors import DataError
 
@@ -34,20 +35,34 @@ def json_safe(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name in one step at the end: whoever reads it, even after a power cut or on a full disk,
+    finds the old one or the new one.
+
+    Raises: OSError if it cannot be written; then nothing of it is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file would keep a full disk full
+        raise
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file in one step: whoever reads it, even after a power cut, finds the old text or the new one.
 
     Raises: DataError if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write(text.encode("utf-8"))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror or 'the disk may be full'}; check the folder and the disk") from None

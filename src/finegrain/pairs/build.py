@@ -80,13 +80,14 @@ class Unit:
 
     def tasks(self, config: PairsConfig) -> Iterator[Task]:
         """Its tasks, in order; the same for the same scan, wherever it lies and whatever else is built."""
+        kernels = [repr(find_kernel(name)) for name in _kernels(config, self.source)]
         for start in range(0, len(self.numbers), CHUNK):
             numbers = self.numbers[start : start + CHUNK]
             decides = {
                 "format": FORMAT,
                 "source": self.source.model_dump(exclude=UNDECISIVE[self.source.kind]),
                 "config": config.model_dump(include=DECISIVE[self.source.kind]),
-                "kernels": [repr(find_kernel(name)) for name in _kernels(config, self.source)],
+                "kernels": kernels,
                 "patient": self.patient,
                 "version": __version__,
                 "scan": _identity(self.scan, numbers) if self.scan else "",
@@ -168,7 +169,8 @@ def build_pairs(
         raise ConfigError(f"expected at least one worker process, got {workers}")
     with locked(folder):
         units, left_out = find_units(config, data_root)
-        tasks = {task.name: task for unit in units for task in unit.tasks(config)}
+        plan = [(unit, tuple(unit.tasks(config))) for unit in units]
+        tasks = {task.name: task for _, own in plan for task in own}
         _remove_superseded(folder, set(tasks))
         before = _held_sides(folder)
         sides = _sides(config, units, before=before)
@@ -186,7 +188,7 @@ def build_pairs(
             done += 1
             if progress:
                 progress(done, len(tasks))
-        pairs, also_left_out = _decided(config, folder, units, sides)
+        pairs, also_left_out = _decided(config, folder, plan, sides)
         check_split(pairs)
         write_whole(folder / NOTES, "".join(line + "\n" for line in (*left_out, *also_left_out)))
         write_whole(folder / STAMP, json.dumps({"format": FORMAT, "hash": config.hash()}) + "\n")
@@ -395,12 +397,14 @@ def _sides(config: PairsConfig, units: list[Unit], *, before: dict[str, Split] |
 # --- what needs to see all pairs -----------------------------------------------------------------------------------------
 
 
-def _decided(config: PairsConfig, folder: Path, units: list[Unit], sides: dict[str, Split]) -> tuple[list[Pair], list[str]]:
+def _decided(
+    config: PairsConfig, folder: Path, plan: list[tuple[Unit, tuple[Task, ...]]], sides: dict[str, Split]
+) -> tuple[list[Pair], list[str]]:
     """All pairs with split, region and verdict, and what was left out."""
     pairs: list[Pair] = []
     left_out: list[str] = []
-    for unit in units:
-        made = [get_task(folder, task.name) for task in unit.tasks(config)]
+    for unit, tasks in plan:
+        made = [get_task(folder, task.name) for task in tasks]
         decided = {"split": sides[unit.patient], "source": unit.source_index}
         pairs += [pair.model_copy(update=decided) for pair in _with_regions(made, unit.tag)]
         left_out += [line for one in made for line in (*one.left_out, *one.unreadable)]

@@ -282,17 +282,6 @@ def _kernel(name: str, volume: CTVolume) -> ReconKernel:
     return kernel_of_header(str(volume.acquisition.get("ConvolutionKernel", ""))) if name == HEADER_KERNEL else find_kernel(name)
 
 
-def _read_each(series: Series, numbers: tuple[int, ...]) -> Iterator[tuple[int, CTVolume]]:
-    """The slices one by one: a series of files is read file by file, a volume in one file at once."""
-    if isinstance(series, ScanSeries) and series.kind == "dicom":
-        for number in numbers:
-            yield number, series.read(slice(number, number + 1))
-        return
-    volume = series.read(slice(numbers[0], numbers[-1] + 1))
-    for number in numbers:
-        yield number, volume.part(slice(number - numbers[0], number - numbers[0] + 1))
-
-
 def _refuse_flat_pixels(volume: CTVolume) -> None:
     if not volume.has_square_pixels:
         y_mm, x_mm = volume.pixel_mm

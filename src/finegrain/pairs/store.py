@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from finegrain.errors import DataError
-from finegrain.files import write_whole
+from finegrain.files import whole_file, write_whole
 from finegrain.pairs.manifest import Pair, open_shard
 
 SHARDS, TASKS, SPLITS, LOCK = "shards", "tasks", "splits.json", ".lock"
@@ -154,15 +153,10 @@ def _sha256(pixels: NDArray[np.int16]) -> str:
 
 def _write_array(path: Path, pixels: NDArray[np.int16]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             np.save(file, pixels, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"cannot write {path.parent}: {error.strerror or 'the disk may be full'}; free some space and run again, it goes on"
         ) from None

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.errors import DataError
+from finegrain.files import whole_file
 from finegrain.pairs.manifest import Pair
 
 CHECKPOINT = "checkpoint.pt"
@@ -151,17 +151,9 @@ def write_tensors(path: Path, held: dict[str, Any]) -> None:
 
 
 def write_bytes_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file in one step: whoever reads it, even after a power cut or on a full disk, finds the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # half a file would keep a full disk full
-        raise
+    """Write a file whole or not at all. Raises: OSError."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def _read(path: Path) -> dict[str, Any]:
