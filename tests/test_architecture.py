@@ -10,7 +10,7 @@ import pytest
 import finegrain
 
 PACKAGE = Path(finegrain.__file__).parent
-GROUND = {"errors", "hu", "files", "frequency", "noise_power", "config", "provenance", "parallel"}
+GROUND = {"acquisition", "equaliser", "errors", "hu", "files", "frequency", "noise_power", "config", "provenance", "parallel"}
 ARROWS = {
     "scan": set(),
     "simulate": {"scan"},

@@ -128,8 +128,10 @@ def test_patches_are_the_same_for_one_seed_and_step_and_lie_in_the_body(built):
     first, second = (PatchSampler(pairs, folder, seed=3, **settings) for _ in range(2))
     for step in (0, 5):
         for ours, theirs in zip(first.batch_at(step), second.batch_at(step), strict=True):
-            assert ours.shape == (6, 1, 32, 32)
             assert ours.equal(theirs)
+        assert first.batch_at(step).inputs.shape == first.batch_at(step).targets.shape == (6, 1, 32, 32)
+        for whole, part in zip(first.batch_at(step), first.batch_at(step, slice(1, None, 3)), strict=True):
+            assert part.equal(whole[1::3]), "part of a batch is cut as it is cut with the rest"
     assert not first.batch_at(0)[0].equal(first.batch_at(1)[0])
     targets = np.concatenate([first.batch_at(step)[1].numpy() for step in range(20)])
     assert (HURange().to_hu(targets) > -500).mean() > 0.4
@@ -260,8 +262,22 @@ def test_workers_change_no_batch(tmp_path):
     sampler = PatchSampler(_store(tmp_path, [0.25] * 4), tmp_path, patch=16, batch=4, hu_range=HURange(), seed=0)
     steps = range(3, 9)
     loaded = torch.utils.data.DataLoader(sampler, sampler=steps, batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    for step, (inputs, targets) in zip(steps, loaded, strict=True):
-        assert inputs.equal(sampler.batch_at(step)[0]) and targets.equal(sampler.batch_at(step)[1])
+    for step, batch in zip(steps, loaded, strict=True):
+        assert all(ours.equal(theirs) for ours, theirs in zip(batch, sampler.batch_at(step), strict=True))
+
+
+def test_a_network_is_told_the_dose_and_the_kernel_of_half_the_patches(tmp_path):
+    pairs = [
+        pair.model_copy(update={"kernel": kernel}) for pair, kernel in zip(_store(tmp_path, [0.25] * 2), ("B30f", "?"), strict=True)
+    ]
+    sampler = PatchSampler(pairs, tmp_path, patch=16, batch=8, hu_range=HURange(), seed=0)
+    told = torch.cat([sampler.batch_at(step).acquisition for step in range(40)]).numpy()
+    kernels = np.array([pair.kernel for step in range(40) for pair in sampler.pairs_at(step)])
+    assert 0.4 < told[:, 0].mean() < 0.6
+    assert 0.4 < told[kernels == "B30f", 2].mean() < 0.6
+    assert not told[kernels == "?", 2:].any(), "a kernel that is not known is not told"
+    assert set(told[:, 1]) == {0, -2}
+    np.testing.assert_allclose(told[told[:, 2] == 1, 3], 2 * 0.7 * 0.375, atol=0.005)  # half of B30f passes at 0.375 cycles/mm
 
 
 def test_a_mixed_dose_has_the_noise_of_that_dose(tmp_path):
@@ -279,7 +295,7 @@ def test_doses_are_mixed_between_that_of_the_pair_and_the_highest_asked_for(tmp_
     plain, mixed = PatchSampler(pairs, tmp_path, **told), PatchSampler(pairs, tmp_path, doses=(0.05, 0.6), **told)
 
     def noise(sampler):
-        inputs, targets = sampler.batch_at(0)
+        inputs, targets, _ = sampler.batch_at(0)
         return (inputs - targets).std(dim=(1, 2, 3)).numpy()
 
     share = noise(mixed) / noise(plain).mean()

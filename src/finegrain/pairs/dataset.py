@@ -4,27 +4,67 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finegrain.acquisition import Acquisition
 from finegrain.errors import ConfigError, DataError
 from finegrain.hu import HURange
 from finegrain.pairs.balance import balanced_weights
 from finegrain.pairs.manifest import Pair, balance_factors, open_shard
+from finegrain.simulate.fbp import KERNELS
 
 BODY_HU = -950.0
 """A cell whose mean is above this is body; aerated lung lies at −900 to −700 HU, air around the patient near −1000."""
 CELL = 8
 """Pixels a side of these cells: enough of them that noise does not lift air."""
 LEAST_BODY = 0.25
-"""Share of a patch that must be body; after sixteen draws in vain the last one is taken."""
+"""Share of a patch that must be body."""
 MAPPED_SHARDS = 256
 """Shards that are mapped at a time: each takes a file descriptor, of which a process often has 1024."""
+ATTEMPTS = 16
+"""Places that are drawn for a patch; the last one is taken if no other shows enough of the body."""
+TOLD = 0.5
+"""How often a patch comes with its dose, and how often with its kernel: a network must do with either and without."""
+
+
+class Batch(NamedTuple):
+    """A training batch.
+
+    Attributes:
+        inputs: low dose in unit range, shape (b, 1, patch, patch).
+        targets: normal dose, alike.
+        acquisition: what the network is told of each patch, as `Acquisition.numbers`; zeros for what it is not. Shape: (b, 4).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    acquisition: Tensor
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """All that chance decides in a batch.
+
+    Attributes:
+        pairs: one for each patch.
+        corners: places of its corner as fractions of the room there is, one after another until one shows enough of the body.
+        turns: which of the eight flips and turns.
+        doses: where its dose lies between the limits.
+        told: whether the network is told the dose, and the kernel.
+    """
+
+    pairs: list[Pair]
+    corners: NDArray[np.float64]
+    turns: NDArray[np.int64]
+    doses: NDArray[np.float64]
+    told: NDArray[np.bool_]
 
 
 class PatchSampler:
@@ -64,6 +104,7 @@ class PatchSampler:
         # Neighbours in this order are alike, which is what makes systematic sampling even.
         self._pairs = sorted(pairs, key=lambda pair: (pair.dose_fraction or 0, pair.region, pair.kernel, pair.patient, pair.key))
         self._cumulative = np.cumsum(balanced_weights(balance_factors(self._pairs)))
+        self._half_per_mm = {name: KERNELS[name].half_per_mm for name in {pair.kernel for pair in pairs} & KERNELS.keys()}
         self._mapped: OrderedDict[str, NDArray[np.int16]] = OrderedDict()
         for pair in {(pair.shard, pair.rows, pair.columns): pair for pair in self._pairs}.values():
             shape = (pair.rows, pair.columns) if pair.rows and pair.columns else pair.images(folder).shape[1:]
@@ -74,48 +115,62 @@ class PatchSampler:
         """Without what is mapped: a worker maps for itself what it reads."""
         return self.__dict__ | {"_mapped": OrderedDict()}
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> Batch:
         return self.batch_at(step)
 
-    def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: input and target in unit range, shape (b, 1, patch, patch). Any step can be asked for."""
-        generator = np.random.default_rng([self.seed, step])
-        drawn = self.pairs_at(step, generator)
-        patches = np.stack([self._patch(pair, generator) for pair in drawn])
-        unit = self.hu_range.to_unit(patches)
-        return torch.from_numpy(unit[:, 0:1].copy()), torch.from_numpy(unit[:, 1:2].copy())
+    def batch_at(self, step: int, part: slice = slice(None)) -> Batch:
+        """The batch of a step, or part of it: the other patches are then not cut. Any step can be asked for."""
+        draws = self._draws(step)
+        patches, told = zip(*(self._patch(draws, k) for k in range(self.batch)[part]), strict=True)
+        unit = self.hu_range.to_unit(np.stack(patches))
+        inputs, targets = (torch.from_numpy(np.ascontiguousarray(unit[:, i : i + 1])) for i in (0, 1))
+        return Batch(inputs, targets, torch.from_numpy(np.stack(told)))
 
-    def pairs_at(self, step: int, generator: np.random.Generator | None = None) -> list[Pair]:
+    def pairs_at(self, step: int) -> list[Pair]:
         """The pairs that the patches of a step are cut from."""
-        generator = generator or np.random.default_rng([self.seed, step])
+        return self._draws(step).pairs
+
+    def _draws(self, step: int) -> _Draws:
+        """All that chance decides in a step."""
+        generator = np.random.default_rng([self.seed, step])
         places = (generator.random() + np.arange(self.batch)) / self.batch * self._cumulative[-1]
         chosen = np.minimum(np.searchsorted(self._cumulative, places, side="right"), len(self._pairs) - 1)
-        return [self._pairs[k] for k in chosen]
+        return _Draws(
+            pairs=[self._pairs[k] for k in chosen],
+            corners=generator.random((self.batch, ATTEMPTS, 2)),
+            turns=generator.integers(8, size=self.batch),
+            doses=generator.random(self.batch),
+            told=generator.random((self.batch, 2)) < TOLD,
+        )
 
-    def _patch(self, pair: Pair, generator: np.random.Generator) -> NDArray[np.float32]:
-        """Input and target, cropped, flipped and turned. Shape: (2, patch, patch), HU."""
+    def _patch(self, draws: _Draws, k: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Input and target, cropped, flipped and turned, and what the network is told. Shapes: (2, patch, patch), HU; (4,)."""
+        pair = draws.pairs[k]
         images = self._images(pair)
-        _, rows, columns = images.shape
-        for _attempt in range(16):
-            y = generator.integers(rows - self.patch + 1)
-            x = generator.integers(columns - self.patch + 1)
+        room = np.array(images.shape[1:]) - self.patch + 1
+        for y, x in (draws.corners[k] * room).astype(int):
             cut = images[:2, y : y + self.patch, x : x + self.patch]
             if _body_share(cut[1]) >= LEAST_BODY:
                 break
-        patch = self._mixed(cut.astype(np.float32), pair, generator)
-        if generator.random() < 0.5:
+        patch, dose = cut.astype(np.float32), pair.dose_fraction
+        if (mixed := self._mixed_dose(pair, draws.doses[k])) is not None and dose is not None:
+            patch, dose = mix_dose(patch, dose, mixed), mixed
+        if draws.turns[k] >= 4:
             patch = patch[:, :, ::-1]
-        return np.rot90(patch, k=int(generator.integers(4)), axes=(1, 2))
+        told = self._told(pair, dose=dose if draws.told[k, 0] else None, kernel=draws.told[k, 1])
+        return np.rot90(patch, k=int(draws.turns[k]) % 4, axes=(1, 2)), told.numbers()
 
-    def _mixed(self, patch: NDArray[np.float32], pair: Pair, generator: np.random.Generator) -> NDArray[np.float32]:
-        """The input at a dose between that of the pair and the normal one, where the pair's noise was inserted."""
+    def _mixed_dose(self, pair: Pair, draw: float) -> float | None:
+        """A dose between that of the pair and the normal one, where the pair's noise was inserted and doses are to be mixed."""
         if self.doses is None or pair.noise != "inserted" or pair.dose_fraction is None:
-            return patch
+            return None
         low, high = max(self.doses[0], pair.dose_fraction), self.doses[1]
-        if low >= high:
-            return patch
-        dose = float(np.exp(generator.uniform(np.log(low), np.log(high))))
-        return mix_dose(patch, pair.dose_fraction, dose)
+        return float(low * (high / low) ** draw) if low < high else None
+
+    def _told(self, pair: Pair, *, dose: float | None, kernel: bool) -> Acquisition:
+        """What the network is told of a patch."""
+        half_per_mm = self._half_per_mm.get(pair.kernel) if kernel else None
+        return Acquisition(dose, half_per_mm, pair.pixel_mm if half_per_mm else None)
 
     def _images(self, pair: Pair) -> NDArray[np.int16]:
         shard = self._mapped.pop(pair.shard, None)

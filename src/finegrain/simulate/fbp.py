@@ -48,6 +48,13 @@ class ReconKernel:
         """The frequency above which nothing passes."""
         return self.frequency_per_mm[-1]
 
+    @property
+    def half_per_mm(self) -> float | None:
+        """The lowest frequency in cycles/mm at which W has fallen to one half; None if it never does."""
+        frequency = np.linspace(0, self.cutoff_per_mm, 2001)
+        below = np.flatnonzero(self(frequency) <= 0.5)
+        return float(frequency[below[0]]) if below.size else None
+
     def __call__(self, frequency_per_mm: NDArray[np.floating]) -> NDArray[np.float64]:
         """W(f), monotone cubic between the known points (Fritsch and Carlson 1980), flat at zero as an even function is."""
         f = np.concatenate(([-self.frequency_per_mm[1]], self.frequency_per_mm))

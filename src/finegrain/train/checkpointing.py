@@ -16,12 +16,15 @@ from typing import Any, Protocol
 
 import torch
 
-from finegrain.config import LossConfig, NetworkConfig, TrainConfig
+from finegrain.config import Config, LossConfig, TrainConfig
 from finegrain.errors import DataError
 from finegrain.files import whole_file
 from finegrain.pairs.manifest import Pair
 
 CHECKPOINT = "checkpoint.pt"
+
+FORMAT = 2
+"""Raised whenever a run of an earlier program could not go on to the same bits: another network of that name, other batches."""
 
 NOT_DECIDING = {"threads", "device", "compile", "checkpoint_every", "checkpoint_minutes", "tensorboard"}
 """Settings that a run may change when it goes on: they decide where and how fast it is computed, not what."""
@@ -123,14 +126,14 @@ class Checkpoint:
             ) from None
 
 
-def run_fingerprint(pairs: list[Pair], *, network: NetworkConfig, train: TrainConfig, loss: LossConfig) -> str:
+def run_fingerprint(pairs: list[Pair], *, network: Config, train: TrainConfig, loss: LossConfig) -> str:
     """Hex digits that change with all that decides a run's weights: network, settings, training and validation pairs."""
     used = [(pair.split, pair.patient, pair.sha256) for pair in pairs if pair.split in ("train", "validation")]
-    parts = [network.hash(), train.model_dump_json(exclude=NOT_DECIDING), loss.hash(), used]
+    parts = [FORMAT, network.hash(), train.model_dump_json(exclude=NOT_DECIDING), loss.hash(), used]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def check_run_folder(run_folder: Path, pairs: list[Pair], *, network: NetworkConfig, train: TrainConfig, loss: LossConfig) -> None:
+def check_run_folder(run_folder: Path, pairs: list[Pair], *, network: Config, train: TrainConfig, loss: LossConfig) -> None:
     """Whether a run may go on in this folder.
 
     Raises: DataError if the folder's checkpoint is of another network, other settings or other pairs, or damaged.

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
 from finegrain.config import LossConfig, TrainConfig
 from finegrain.errors import DataError
-from finegrain.networks.skeleton import DenoisingNetwork
+from finegrain.networks.skeleton import ImageNetwork
 from finegrain.pairs.dataset import PatchSampler
 from finegrain.pairs.manifest import Pair
 from finegrain.train.checkpointing import CHECKPOINT, Checkpoint, Course, check_run_folder, run_fingerprint, write_tensors
@@ -26,6 +27,8 @@ from finegrain.train.validation import validate, validation_set
 
 __all__ = ["CHECKPOINT", "FitResult", "check_run_folder", "fit", "run_fingerprint", "schedule"]
 
+Network = TypeVar("Network", bound=ImageNetwork)
+
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of finished steps and the latest figures."""
 
@@ -34,17 +37,17 @@ NAN_BATCH = "nan-batch.pt"
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(Generic[Network]):
     """The network with the weights that did best on the validation pairs, on the CPU, and how training went."""
 
-    network: DenoisingNetwork
+    network: Network
     history: list[dict[str, float]]
     best_step: int
     seconds: float
 
 
 def fit(
-    network: DenoisingNetwork,
+    network: Network,
     pairs: list[Pair],
     folder: Path,
     *,
@@ -52,7 +55,7 @@ def fit(
     loss: LossConfig,
     run_folder: Path,
     progress: Progress | None = None,
-) -> FitResult:
+) -> FitResult[Network]:
     """Train a network on the `train` pairs; keep the averaged weights with the lowest validation error.
 
     `run_folder` gets the files of `RunRecord` and a checkpoint, from which a run that was stopped or killed goes on to the same
@@ -101,10 +104,10 @@ def fit(
             rate = train.learning_rate * schedule(step, train)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            batch = sampler.batch_at(step)
-            inputs, targets = (ranks.part(images) for images in batch)
+            batch = sampler.batch_at(step, ranks.part)
+            inputs, targets = (ranks.placed(images) for images in (batch.inputs, batch.targets))
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=train.bf16):
-                outputs = trained(inputs)
+                outputs = trained(inputs, batch.acquisition.to(ranks.device))
             error = criterion(outputs, targets, inputs)
             optimiser.zero_grad(set_to_none=True)
             error.backward()
@@ -113,7 +116,7 @@ def fit(
             if not math.isfinite(mean_error + norm):
                 if record:
                     with checkpoint.survives_failed_writes():
-                        held = {"step": step + 1, "inputs": batch[0], "targets": batch[1], "network": network.state_dict()}
+                        held = {"step": step + 1, **sampler.batch_at(step)._asdict(), "network": network.state_dict()}
                         write_tensors(run_folder / NAN_BATCH, {**held, "pairs": [pair.key for pair in sampler.pairs_at(step)]})
                 raise DataError(
                     f"step {step + 1} has a loss of {mean_error:.3g} and a gradient of norm {norm:.3g}, which must be finite; "
@@ -124,6 +127,8 @@ def fit(
             decay = min(train.ema, (1 + step) / (10 + step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+                for kept, now in zip(average.buffers(), network.buffers(), strict=True):
+                    kept.copy_(now)  # batch statistics are averages already
 
             course.add_step(mean_error, seconds=time.perf_counter() - started)
             validates = course.step % train.validate_every == 0 or course.step == train.steps

@@ -38,9 +38,14 @@ class Ranks:
             raise ConfigError(f"a batch of {batch} cannot be shared evenly by {self.world} processes; change train.batch")
         return batch
 
-    def part(self, images: Tensor) -> Tensor:
-        """This process's part of a batch, on its device. Every so many, since neighbours in a batch are alike."""
-        return images[self.rank :: self.world].to(self.device, memory_format=torch.channels_last)
+    @property
+    def part(self) -> slice:
+        """This process's part of a batch: every so many, since neighbours in a batch are alike."""
+        return slice(self.rank, None, self.world)
+
+    def placed(self, images: Tensor) -> Tensor:
+        """Images as this process computes with them."""
+        return images.to(self.device, memory_format=torch.channels_last)
 
     def trained(self, network: nn.Module, *, compiled: bool) -> nn.Module:
         """The network as it is called in training: its gradients are the mean over all processes."""

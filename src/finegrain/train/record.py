@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from finegrain.errors import ConfigError
 from finegrain.files import json_safe, write_whole
-from finegrain.networks.skeleton import DenoisingNetwork
+from finegrain.networks.skeleton import ImageNetwork
 from finegrain.train.checkpointing import Course, write_bytes_whole
 from finegrain.train.validation import PSNR_NAME
 
@@ -54,7 +54,7 @@ class RunRecord:
         self.losses.flush()
         self._to_board("step", row)
 
-    def add_validation(self, best: DenoisingNetwork) -> None:
+    def add_validation(self, best: ImageNetwork) -> None:
         """The last row of the history, the curves, and the best weights if they are those of this step."""
         self.write_history()
         self._to_board("validation", self.course.history[-1])
