@@ -243,13 +243,32 @@ def _check_block_fits(loss: LossConfig, train: TrainConfig) -> None:
         raise ValueError(f"a patch of {train.patch} pixels may hold no whole block of {loss.dct_block}; use larger patches")
 
 
+NETWORK_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "s": {"channels": (16, 32, 48), "blocks": (2, 1, 2), "heads": (2, 3)},
+    "b": {"channels": (24, 64, 128), "blocks": (3, 2, 3), "heads": (4, 8)},
+}
+"""s for a CPU: at most 150,000 parameters and 12 GMAC for a 512² slice. b for a GPU: about 1.2 million and at most 60 GMAC."""
+
+
 class NetworkConfig(Config):
-    """A network: one skeleton, three block families."""
+    """A network: one skeleton, three block families. `size: s` or `size: b` stands for the numbers of `NETWORK_SIZES`."""
 
     family: Literal["convolution", "attention", "hybrid"] = "hybrid"
     channels: tuple[int, int, int] = Field((16, 32, 48), description="Channels at full, half and quarter resolution.")
     blocks: tuple[int, int, int] = Field((2, 1, 2), description="Blocks of the encoder, at the coarse scale, of the decoder.")
     heads: tuple[int, int] = Field((2, 3), description="Attention heads at half and quarter resolution.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "size" not in values:
+            return values
+        size, rest = values["size"], {name: value for name, value in values.items() if name != "size"}
+        if size not in NETWORK_SIZES:
+            raise ValueError(f"unknown size {size!r}; known are {', '.join(NETWORK_SIZES)}")
+        if both := sorted(NETWORK_SIZES[size].keys() & rest):
+            raise ValueError(f"size {size} says {' and '.join(both)} already; give one or the other")
+        return NETWORK_SIZES[size] | rest
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -11,7 +11,7 @@ from finegrain.errors import DataError
 from finegrain.networks.skeleton import build_network
 from finegrain.train.loop import fit, schedule
 
-NETWORK = NetworkConfig(family="hybrid", channels=(8, 16, 16), blocks=(1, 1, 1), heads=(2, 2))
+NETWORK = NetworkConfig(family="hybrid", channels=(8, 24, 24), blocks=(1, 1, 1), heads=(2, 2))
 TRAIN = TrainConfig(steps=12, batch=2, patch=32, warmup=2, validate_every=4, threads=1, learning_rate=2e-3)
 
 

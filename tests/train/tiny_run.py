@@ -12,7 +12,7 @@ from finegrain.networks.skeleton import build_network
 from finegrain.pairs.manifest import Pair
 from finegrain.train.loop import fit
 
-NETWORK = NetworkConfig(family="hybrid", channels=(8, 16, 16), blocks=(1, 1, 1), heads=(2, 2))
+NETWORK = NetworkConfig(family="hybrid", channels=(8, 24, 24), blocks=(1, 1, 1), heads=(2, 2))
 TRAIN = {
     "steps": 36,
     "batch": 2,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finegrain.acquisition import ACQUISITION_NUMBERS
 from finegrain.errors import ConfigError
 
 Family = Literal["convolution", "attention", "hybrid"]
@@ -22,10 +23,14 @@ WINDOW = 8
 """Side of a query window in tokens."""
 MARGIN = 2
 """How far the keys of a window reach beyond it, in tokens: windows overlap, so that no seam lies between them."""
+COARSE_MARGIN = 2
+"""The same for the coarse keys, in coarse tokens of two by two."""
 INSIDE = 30.0
 """Added to the logit of every key inside the image: one outside then weighs 10⁻¹³ of it, and its value is zero besides."""
 NOISE_CHANNELS = 4
 """Channels of the noise map."""
+CONTROL_CHANNELS = NOISE_CHANNELS + ACQUISITION_NUMBERS
+"""Channels of what controls attention: the noise as estimated, and what is known of dose and kernel."""
 
 
 class NoiseEstimator(nn.Module):
@@ -61,7 +66,7 @@ class ConvolutionBlock(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, features: Tensor, noise: Tensor | None) -> Tensor:
+    def forward(self, features: Tensor, control: Tensor | None) -> Tensor:
         return features + self.second(functional.gelu(self.first(features), approximate="tanh"))
 
 
@@ -76,40 +81,54 @@ class AttentionBlock(nn.Module):
         spent = parameter_count(self)
         self.mlp = _token_mlp(channels, budget=parameter_count(ConvolutionBlock(channels)) - spent)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
-        features = features + self.attention(self.norm_attention(features), noise)
+    def forward(self, features: Tensor, control: Tensor) -> Tensor:
+        features = features + self.attention(self.norm_attention(features), control)
         return features + self.mlp(self.norm_mlp(features))
 
 
 class HybridBlock(nn.Module):
-    """A convolution for the local beside attention for the global; the noise map says how much of each.
+    """A convolution for the local beside attention for the global; what is known of the noise says how much of each.
 
-    That gate, and the temperature in `WindowAttention`, are the *dynamic attention control* of the CTLformer line: where the
-    noise is high, the block may average over more and trust the local filter less.
+    The convolution sees every pixel, so that attention need not: its tokens are four pixels a side at either scale, joined from the
+    features with overlap (Token2Token) and put back with it. That makes it reach twice as far at a quarter of the cost. The gate,
+    and the temperature in `WindowAttention`, are the *dynamic attention control* of the CTLformer line: where the noise is high,
+    the block may average over more and trust the local filter less.
+
+    Args:
+        joined: features along a side of a token: 2 at half resolution, 1 at a quarter.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, *, joined: int) -> None:
         super().__init__()
         self.norm_attention = ChannelNorm(channels)
+        self.split = soft_split(channels) if joined == 2 else None
+        self.join = soft_join(channels) if joined == 2 else None
         self.attention = WindowAttention(channels, heads)
         self.local = nn.Conv2d(channels, channels, 3, padding=1)
         self.project = nn.Conv2d(channels, channels, 1)
-        self.gate = nn.Conv2d(NOISE_CHANNELS, channels, 1)
+        self.gate = nn.Conv2d(CONTROL_CHANNELS, channels, 1)
         spent = parameter_count(self)
         self.mlp = _token_mlp(channels, budget=parameter_count(ConvolutionBlock(channels)) - spent)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.gate(noise))
+    def forward(self, features: Tensor, control: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(control))
         local = self.project(functional.gelu(self.local(features), approximate="tanh"))
-        features = features + (1 - gate) * local + gate * self.attention(self.norm_attention(features), noise)
+        tokens = self.norm_attention(features)
+        if self.split is not None and self.join is not None:
+            distant = self.join(self.attention(self.split(tokens), functional.avg_pool2d(control, 2)))
+        else:
+            distant = self.attention(tokens, control)
+        features = features + (1 - gate) * local + gate * distant
         return features + self.mlp(features)
 
 
 class WindowAttention(nn.Module):
-    """Each 8 × 8 window of queries attends to the 12 × 12 keys around it.
+    """Each 8 × 8 window of queries attends to tokens of two scales at once: the 12 × 12 around it, and coarser ones beyond.
 
-    Linear in the number of pixels and local, so that what is learned on patches holds on whole slices. The temperature of each
-    head follows the local noise. Heights and widths must be multiples of WINDOW.
+    The coarse tokens are a soft split as in Token2Token attention, one for every 2 × 2, joined from 4 × 4 with overlap. Eight by
+    eight of them show a window 16 × 16 of its own tokens. One softmax over both lets the scales compete for each query. The cost is
+    linear in the number of pixels and the reach is finite, so that what is learned on patches holds on whole slices. The
+    temperature of each head follows the local noise. Heights and widths must be multiples of WINDOW.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -117,48 +136,74 @@ class WindowAttention(nn.Module):
         if channels % heads:
             raise ValueError(f"{channels} channels do not divide into {heads} heads")
         self.heads = heads
-        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.query = nn.Conv2d(channels, channels, 1)
+        # A bias of the keys would move all logits of a query alike, one of the values is that of the projection: dead numbers both.
+        self.key_value = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.project = nn.Conv2d(channels, channels, 1)
-        self.temperature = nn.Conv2d(NOISE_CHANNELS, heads, 1)
+        self.temperature = nn.Conv2d(CONTROL_CHANNELS, heads, 1)
         nn.init.zeros_(self.temperature.weight)
         nn.init.zeros_(self.temperature.bias)  # type: ignore[arg-type]
-        reach = WINDOW + MARGIN
-        self.position_bias = nn.Parameter(torch.zeros(heads, (2 * reach - 1) ** 2))
-        query = torch.stack(torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij"), -1).reshape(-1, 2)
-        side = torch.arange(-MARGIN, WINDOW + MARGIN)
-        key = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
-        offset = key[None] - query[:, None] + reach - 1
-        self.offset: Tensor
-        self.register_buffer("offset", offset[..., 0] * (2 * reach - 1) + offset[..., 1], persistent=False)
+        self.soft_split = soft_split(channels)
+        fine, coarse = torch.arange(-MARGIN, WINDOW + MARGIN), torch.arange(-COARSE_MARGIN, WINDOW // 2 + COARSE_MARGIN)
+        self.position_bias = PositionBias(fine, heads)
+        self.coarse_position_bias = PositionBias(2 * coarse, heads)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, features: Tensor, control: Tensor) -> Tensor:
         # Channels last inside: windows are then cut in whole rows of channels, which is what an engine can copy fast.
         b, c, h, w = features.shape
         d = c // self.heads
         tokens = features.permute(0, 2, 3, 1)
-        weight, offset = self.query_key_value.weight.flatten(1), self.query_key_value.bias
-        assert offset is not None
-        query = functional.linear(tokens, weight[:c], offset[:c]).unflatten(-1, (self.heads, d))
-        temperature = torch.exp(self.temperature(noise)).permute(0, 2, 3, 1).unsqueeze(-1)
+        coarse_tokens = self.soft_split(features).permute(0, 2, 3, 1)
+        query = functional.linear(tokens, self.query.weight.flatten(1), self.query.bias).unflatten(-1, (self.heads, d))
+        temperature = torch.exp(self.temperature(control)).permute(0, 2, 3, 1).unsqueeze(-1)
         # One more channel of each head: INSIDE in the query, 1 in the keys, but 0 in those that padding adds outside the image.
         query = functional.pad(query * (temperature / math.sqrt(d)), (0, 1), value=INSIDE)
         queries = query_windows(query.flatten(3)).unflatten(-1, (self.heads, d + 1)).transpose(1, 2)
 
-        key_weight = functional.pad(weight[c : 2 * c].unflatten(0, (self.heads, d)), (0, 0, 0, 1)).flatten(0, 1)
-        key_offset = functional.pad(offset[c : 2 * c].unflatten(0, (self.heads, d)), (0, 1), value=1.0).flatten()
-        key_value = functional.linear(tokens, torch.cat([key_weight, weight[2 * c :]]), torch.cat([key_offset, offset[2 * c :]]))
-        windows = key_windows(functional.pad(key_value, (0, 0, *(MARGIN,) * 4)))
+        weight = self.key_value.weight.flatten(1)
+        weight = torch.cat([functional.pad(weight[:c].unflatten(0, (self.heads, d)), (0, 0, 0, 1)).flatten(0, 1), weight[c:]])
+        inside = functional.pad(weight.new_zeros(self.heads, d), (0, 1), value=1.0).flatten()
+        offset = functional.pad(inside, (0, c))
+        windows = torch.cat(
+            [
+                key_windows(functional.linear(scale, weight, offset), window=window, margin=margin)
+                for scale, window, margin in ((tokens, WINDOW, MARGIN), (coarse_tokens, WINDOW // 2, COARSE_MARGIN))
+            ],
+            dim=1,
+        )
         keys, values = windows.split([self.heads * (d + 1), c], dim=-1)
         keys = keys.unflatten(-1, (self.heads, d + 1)).transpose(1, 2).transpose(-2, -1)
         values = values.unflatten(-1, (self.heads, d)).transpose(1, 2)
 
-        n_keys = (WINDOW + 2 * MARGIN) ** 2
-        bias = self.position_bias[:, self.offset.reshape(-1)].reshape(self.heads, WINDOW * WINDOW, n_keys)
+        bias = torch.cat([self.position_bias(), self.coarse_position_bias()], dim=-1)
         mixed = torch.softmax(queries @ keys + bias, dim=-1) @ values
         mixed = mixed.transpose(1, 2).reshape(b, h // WINDOW, w // WINDOW, WINDOW, WINDOW, c)
         mixed = mixed.transpose(2, 3).reshape(b, h, w, c)
         mixed = functional.linear(mixed, self.project.weight.flatten(1), self.project.bias)
         return mixed.permute(0, 3, 1, 2)
+
+
+class PositionBias(nn.Module):
+    """What the logit of a key gains by where it lies from the query: a learned number for each row and each column between them.
+
+    Args:
+        places: row numbers, and column numbers, of the keys; the queries are at 0 … WINDOW − 1.
+        heads: each learns its own.
+    """
+
+    def __init__(self, places: Tensor, heads: int) -> None:
+        super().__init__()
+        between = places[None] - torch.arange(WINDOW)[:, None]
+        between = between - between.min()
+        self.bias = nn.Parameter(torch.zeros(2, heads, int(between.max()) + 1))
+        self.between: Tensor
+        self.register_buffer("between", between, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Shape: (heads, query, key)."""
+        rows, columns = self.bias[..., self.between]  # (heads, query row, key row) each
+        both = rows[:, :, None, :, None] + columns[:, None, :, None, :]
+        return both.flatten(3, 4).flatten(1, 2)
 
 
 class ChannelNorm(nn.Module):
@@ -176,14 +221,30 @@ class ChannelNorm(nn.Module):
         return normed.permute(0, 3, 1, 2)
 
 
-def make_block(family: Family, channels: int, heads: int) -> nn.Module:
-    """A block of the family."""
+def make_block(family: Family, channels: int, heads: int, *, joined: int) -> nn.Module:
+    """A block of the family. `joined` as for `HybridBlock`; the others have no use for it."""
     makers: dict[str, Callable[[], nn.Module]] = {
         "convolution": lambda: ConvolutionBlock(channels),
         "attention": lambda: AttentionBlock(channels, heads),
-        "hybrid": lambda: HybridBlock(channels, heads),
+        "hybrid": lambda: HybridBlock(channels, heads, joined=joined),
     }
     return makers[family]()
+
+
+def soft_split(channels: int) -> nn.Conv2d:
+    """A token for every 2 × 2, joined from the 4 × 4 around them channel by channel; at first their mean."""
+    split = nn.Conv2d(channels, channels, 4, stride=2, padding=1, groups=channels, bias=False)
+    nn.init.constant_(split.weight, 1 / 16)
+    return split
+
+
+def soft_join(channels: int) -> nn.ConvTranspose2d:
+    """The way back from `soft_split`; at first linear interpolation between tokens."""
+    join = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, groups=channels, bias=False)
+    tent = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    with torch.no_grad():
+        join.weight.copy_(torch.outer(tent, tent).expand_as(join.weight))
+    return join
 
 
 def query_windows(tokens: Tensor) -> Tensor:
@@ -193,20 +254,21 @@ def query_windows(tokens: Tensor) -> Tensor:
     return tokens.transpose(2, 3).reshape(-1, WINDOW * WINDOW, c)
 
 
-def key_windows(padded: Tensor) -> Tensor:
-    """Overlapping windows of an already padded map, cut by slices alone so that it exports to any engine.
+def key_windows(tokens: Tensor, *, window: int, margin: int) -> Tensor:
+    """Overlapping windows of a map that is zero outside, cut by slices alone so that it exports to any engine.
 
-    Shape: (b, h + 2 MARGIN, w + 2 MARGIN, c) → (b · windows, (WINDOW + 2 MARGIN)², c).
+    Shape: (b, h, w, c) → (b · windows, (window + 2 margin)², c).
     """
-    piece = 2 * MARGIN
-    n = WINDOW // piece
-    b, h, w, c = padded.shape
-    pieces = padded.reshape(b, h // piece, piece, w // piece, piece * c)
-    last = h // piece - n, w // piece - n
-    rows = torch.cat([pieces[:, i : last[0] + i : n] for i in range(n + 1)], dim=2)
-    both = torch.cat([rows[:, :, :, i : last[1] + i : n] for i in range(n + 1)], dim=4)
+    b, h, w, c = tokens.shape
+    piece = math.gcd(window, 2 * margin)
+    step, n = window // piece, (window + 2 * margin) // piece
+    padded = functional.pad(tokens, (0, 0, *(margin,) * 4))
+    pieces = padded.reshape(b, (h + 2 * margin) // piece, piece, (w + 2 * margin) // piece, piece * c)
+    down, across = (length // window * step for length in (h, w))
+    rows = torch.cat([pieces[:, i : i + down : step] for i in range(n)], dim=2)
+    both = torch.cat([rows[:, :, :, i : i + across : step] for i in range(n)], dim=4)
     # b, window_y, y in window, window_x, x in window and channel
-    return both.transpose(2, 3).reshape(-1, (WINDOW + piece) ** 2, c)
+    return both.transpose(2, 3).reshape(-1, (window + 2 * margin) ** 2, c)
 
 
 def parameter_count(module: nn.Module) -> int:
