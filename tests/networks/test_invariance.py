@@ -1,0 +1,248 @@
+"""No network makes a grid of its own, and what measures that would see one: `python benchmarks/invariance.py` measures more."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finegrain.config import NetworkConfig
+from finegrain.denoise import Denoiser, load_denoiser, torch_engine
+from finegrain.hu import HURange
+from finegrain.networks.skeleton import STRIDE, build_network
+from finegrain.sample import sample_folder
+from finegrain.scan.dicom import read_series
+from finegrain.simulate.fbp import find_kernel
+
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "invariance.py"
+FAMILIES = ("convolution", "attention", "hybrid")
+SMALL = NetworkConfig(channels=(8, 24, 24), blocks=(1, 1, 1), heads=(2, 2))
+SD = 20.0
+
+
+def _program():
+    spec = importlib.util.spec_from_file_location("invariance", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["invariance"] = module  # where its dataclasses look for their names
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = _program()
+
+
+def _awake(family):
+    """A small network none of whose parameters are zero any more, as after some training."""
+    network = build_network(SMALL.model_copy(update={"family": family}), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return Denoiser(torch_engine(network), hu_range=HURange(), stride=STRIDE)
+
+
+def _white(n=24, size=128, seed=0):
+    return np.random.default_rng(seed).normal(0, SD, (n, size, size))
+
+
+def _of(engine):
+    return Denoiser(engine, hu_range=HURange(), stride=STRIDE)
+
+
+def _within(found, expected, errors=4):
+    assert found.error > 0
+    assert abs(found.value - expected) <= errors * found.error, f"{found} is not {expected}"
+
+
+# --- what measures can fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("period", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("kernel", [None, "B30f"])
+def test_noise_alone_has_no_pattern_no_seam_and_no_spike(period, kernel):
+    amplitude = bench.noise_amplitude(kernel and find_kernel(kernel), size=128)
+    fields = np.stack(list(bench.noise_fields(amplitude, sd_hu=SD, n=24, seed=period)))
+    assert fields.std() == pytest.approx(SD, rel=0.02)
+    found = bench.pattern_energy(fields, period)
+    _within(found, 0)
+    assert 3 * found.error < 0.001 * SD**2, "too uncertain to judge a limit of 0.1 %"
+    _within(bench.seam_step(fields, 16), 0)
+    _within(bench.seam_energy(fields, 16), 0)
+    _within(bench.spectrum_spikes(fields, period).energy, 0)
+
+
+def test_noise_of_a_kernel_has_its_spectrum():
+    kernel, size, pixel_mm = find_kernel("B30f"), 128, 0.7
+    amplitude = bench.noise_amplitude(kernel, size=size, pixel_mm=pixel_mm)
+    f = np.fft.fftfreq(size, pixel_mm)[1 : size // 4]  # where aliases reach nowhere: W ends at 0.775 cycles/mm
+    np.testing.assert_allclose((amplitude[0, 1 : size // 4] / amplitude[0, 1]) ** 2, f / f[0] * (kernel(f) / kernel(f[:1])) ** 2)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.001])
+def test_a_planted_checkerboard_is_found_with_its_energy(share):
+    y, x = np.indices((128, 128))
+    fields = _white() + np.sqrt(share) * SD * (-1.0) ** (y + x)
+    for period in (2, 4, 8, 16, 32):
+        found = bench.pattern_energy(fields, period)
+        _within(found, share * SD**2)
+        assert found.error < 0.1 * share * SD**2 or share < 0.01
+    spikes = bench.spectrum_spikes(fields, 32)
+    _within(spikes.energy, share * SD**2)
+    assert spikes.frequency == (0.5, 0.5)
+    assert spikes.strongest == pytest.approx(share * SD**2, rel=0.3)
+    assert spikes.by_chance < 0.3 * spikes.strongest
+    assert not bench.Column("", "", 0.1).keeps(bench.Estimate(100 * share, 0.01))
+
+
+def test_a_pattern_of_eight_pixels_has_none_of_four():
+    x = np.arange(128)
+    fields = _white() + 2 * np.sqrt(2) * np.cos(2 * np.pi * x / 8)
+    _within(bench.pattern_energy(fields, 4), 0)
+    _within(bench.pattern_energy(fields, 8), 4)
+
+
+def test_a_planted_seam_is_found_with_its_height_and_a_pattern_of_tokens_is_none():
+    x = np.arange(128)
+    planted = 3.0 * (x // 16 % 2)  # every other window brighter: up at 16, down at 32
+    for fields in (_white() + planted, _white() + planted[:, None]):
+        _within(bench.seam_step(fields, 32), -3)
+        _within(bench.pattern_energy(fields, 32), 1.5**2)
+    tokens = _white() + 3.0 * (x % 4 == 0)
+    _within(bench.seam_step(tokens, 16), bench.seam_step(_white(), 16).value)
+    _within(bench.pattern_energy(tokens, 4), 3.0**2 * 3 / 16)
+
+
+def test_windows_that_stand_out_by_chance_are_found_though_they_leave_no_mean():
+    generator = np.random.default_rng(1)
+    windows = np.kron(generator.normal(0, 8, (24, 8, 8)), np.ones((16, 16)))
+    fields = _white() + windows
+    _within(bench.pattern_energy(fields, 16), 0)
+    _within(bench.seam_energy(fields, 16), (8 / SD) ** 2)
+
+
+def test_noise_that_is_stronger_at_some_places_is_found_with_its_spread():
+    x = np.arange(128)
+    variance = 1 + 0.2 * (-1.0) ** x
+    assert bench.phase_spread(_white() * np.sqrt(variance), 4).value == pytest.approx(0.2, abs=0.01)
+    assert bench.phase_spread(_white(), 4).value < 0.01
+
+
+def test_a_planted_bias_and_a_planted_checkerboard_break_the_limit_of_a_flat_field():
+    checks = np.indices((64, 64)).sum(axis=0) % 2
+
+    def wrong(unit):
+        return (
+            unit + np.float32(0.3 / HURange().span) + np.tile(checks, (2, 2)).astype(np.float32) * np.float32(0.4 / HURange().span)
+        )
+
+    table = bench.flat_table(_of(wrong), margin=32)
+    for values in table.rows.values():
+        bias, largest, step, spread = (value.value for value in values)
+        assert bias == pytest.approx(0.5, abs=0.01)
+        assert largest == pytest.approx(0.7, abs=0.01)
+        assert step == pytest.approx(0, abs=0.01)
+        assert spread == pytest.approx(0.2, abs=0.01)
+    assert len(table.broken()) == 2 * len(bench.FLAT_HU)
+    assert bench.flat_table(_of(lambda unit: unit), margin=32).broken() == []
+
+
+def test_a_limit_is_kept_only_if_the_error_leaves_no_doubt():
+    column = bench.Column("share", "%", 0.1)
+    assert column.keeps(bench.Estimate(0.06, 0.01))
+    assert not column.keeps(bench.Estimate(0.06, 0.02))
+    assert not column.keeps(bench.Estimate(-0.2))
+    assert not column.keeps(bench.Estimate(float("nan")))
+    table = bench.Table("x", "title", [column], {"good": [bench.Estimate(0.06, 0.01)], "bad": [bench.Estimate(0.2)]})
+    assert table.broken() == ["x. bad: share"]
+    assert "0.200!" in table.text() and "0.060 ± 0.010 " in table.text()
+
+
+def test_the_reach_of_a_mean_over_neighbours_and_of_a_move_is_what_it_is():
+    def mean_11(unit):
+        return np.mean([np.roll(unit, shift, axis=2) for shift in range(-5, 6)], axis=0)
+
+    assert bench.reach(_of(lambda unit: np.roll(unit, 7, axis=3)), length=256) == 7
+    assert bench.reach(_of(lambda unit: np.roll(unit, -9, axis=2)), length=256) == 9
+    assert bench.reach(_of(lambda unit: unit + unit.mean()), length=256) == 128
+    assert bench.reach(_of(mean_11), length=256) == 5
+
+
+def test_tiles_that_see_their_own_borders_differ_from_the_slice_there_and_nowhere_else():
+    hu = _white(1, 128)[0].astype(np.float32)
+
+    def bordered(unit):
+        """Each pixel's left neighbour; none at the border."""
+        return np.pad(unit, ((0, 0), (0, 0), (0, 0), (1, 0)))[..., :-1]
+
+    whole = _of(bordered).denoise_slice(hu)
+    np.testing.assert_allclose(bench.in_tiles(_of(bordered), hu, tile=64, margin=16), whole, atol=1e-3)
+    assert np.abs(bench.in_tiles(_of(bordered), hu, tile=64, margin=0) - whole).max() > 100
+    assert bench.calm_distance(_of(bordered), hu, whole, tile=64) == 1
+
+
+def test_a_grid_of_four_pixels_is_seen_by_odd_moves_and_not_by_moves_of_the_stride():
+    hu = np.zeros((64, 64), np.float32)
+
+    def gridded(unit):
+        return unit + (np.arange(unit.shape[3]) % 4 == 0).astype(np.float32) * np.float32(5 / HURange().span)
+
+    still = bench.shifted(_of(gridded), hu, rows=0, columns=0)
+    np.testing.assert_allclose(bench.shifted(_of(gridded), hu, rows=0, columns=32), still, atol=1e-3)
+    np.testing.assert_allclose(bench.shifted(_of(gridded), hu, rows=3, columns=0), still, atol=1e-3)
+    assert np.abs(bench.shifted(_of(gridded), hu, rows=0, columns=1) - still).max() == pytest.approx(5, abs=0.01)
+
+
+# --- the networks keep them --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=("bundled", *FAMILIES))
+def network(request):
+    """A denoiser, how far it reaches, and what it makes of a part of the sample."""
+    denoiser = load_denoiser(threads=1) if request.param == "bundled" else _awake(request.param)
+    reach = bench.reach(denoiser, length=384)
+    assert reach <= 128, "the part of the sample below is too small for this network"
+    hu = read_series(sample_folder()).part(slice(4, 5)).hu[0][96:416, 96:416]
+    return denoiser, reach, hu
+
+
+def test_a_slice_in_tiles_is_the_slice_whole_where_the_tile_holds_all_that_the_network_reaches(network):
+    denoiser, reach, hu = network
+    whole = denoiser.denoise_slice(hu)
+    assert np.abs(whole - hu).max() > 1
+    margin = -(-reach // 16) * 16
+    tiled = bench.in_tiles(denoiser, hu, tile=2 * margin + 32, margin=margin)
+    assert np.abs(tiled - whole).max() <= bench.LIMIT_HU
+    # And the reach is not merely large: a tile that holds half of it makes a difference.
+    if reach >= 64:
+        assert np.abs(bench.in_tiles(denoiser, hu, tile=64, margin=0) - whole).max() > bench.LIMIT_HU
+
+
+def test_a_slice_moved_by_the_stride_is_the_same_slice_moved(network):
+    denoiser, reach, hu = network
+    still, moved = (bench.shifted(denoiser, hu, rows=rows, columns=columns) for rows, columns in ((0, 0), (32, 32)))
+    inner = np.s_[reach:-reach, reach:-reach]
+    assert np.abs(moved - still)[inner].max() <= bench.LIMIT_HU
+
+
+def test_a_flat_field_without_noise_comes_out_flat(network, request):
+    if "bundled" in request.node.name:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="finegrain-s 0.1.0 is up to 2.7 HU off and knows no noise scale"))
+    denoiser, reach, _ = network
+    margin = -(-reach // 32) * 32
+    worst = max(np.abs(bench.flat_deviation(denoiser, level, margin=margin)).max() for level in (-1000, -100, 40, 1000))
+    assert worst <= bench.LIMIT_HU
+
+
+def test_the_bundled_network_draws_no_pattern_and_no_seam_into_noise():
+    denoiser = load_denoiser(threads=1)
+    fields, energy = bench.denoised_noise(
+        denoiser, bench.noise_amplitude(find_kernel("D45f"), size=384), sd_hu=SD, n=6, margin=128, seed=1
+    )
+    assert fields.var() < 0.5 * energy
+    for period in (2, 4, 8, 16, 32):
+        found = bench.pattern_energy(fields, period)
+        assert found.value + bench.ERRORS * found.error <= 0.01 * bench.LIMIT_PATTERN * energy
+    for every in (16, 32):
+        _within(bench.seam_step(fields, every), 0)
