@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
 
+from finegrain.acquisition import Acquisition
 from finegrain.denoise import Denoiser, Engine, load_denoiser
+from finegrain.equaliser import RINGS, BandEqualiser
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import HURange
 from finegrain.sample import sample_folder
@@ -117,6 +120,70 @@ def test_the_fill_of_odd_sizes_makes_no_edge(rows: int, columns: int) -> None:
     np.testing.assert_allclose(denoiser_of(mean_3x3).denoise_slice(flat), flat, atol=1e-2)
 
 
+# --- texture
+
+GAINS = BandEqualiser((0.1, 0.2), ((1.0,) * RINGS, (1.0, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.0)))
+
+
+def textured(engine: Engine) -> Denoiser:
+    return Denoiser(engine, hu_range=RANGE, stride=STRIDE, equaliser=GAINS)
+
+
+def test_texture_0_is_the_network_alone_bit_for_bit() -> None:
+    hu = noise_hu(40, 50)
+    np.testing.assert_array_equal(textured(mean_3x3).denoise_slice(hu, texture=0), denoiser_of(mean_3x3).denoise_slice(hu))
+
+
+def test_texture_is_the_equaliser_on_what_the_network_made_and_strength_comes_last() -> None:
+    hu, denoiser = noise_hu(64, 96), textured(mean_3x3)
+    made = denoiser.denoise_slice(hu)
+    equalised = GAINS.apply(made, hu, strength=0.5)
+    assert rmse(equalised, made) > 0.05
+    np.testing.assert_allclose(denoiser.denoise_slice(hu, texture=0.5), equalised, atol=0.01)
+    half = denoiser.denoise_slice(hu, texture=0.5, strength=0.5)
+    np.testing.assert_allclose(half, (hu + equalised) / 2, atol=0.01)
+    volume = volume_of(hu[None])
+    np.testing.assert_array_equal(denoiser.denoise(volume, texture=0.5, strength=0.5).hu[0], half)
+    np.testing.assert_array_equal(denoiser.denoise(volume, texture=0.5, strength=0).hu, volume.hu)
+
+
+def test_metal_beyond_the_range_of_the_network_does_not_ring() -> None:
+    hu = np.full((64, 64), 40, np.float32)
+    hu[20:40, 20:40] = 3071
+    more = hu.copy()
+    more[20:40, 20:40] = 30_000
+    change, change_of_more = (textured(identity).denoise_slice(image, texture=1) - image for image in (hu, more))
+    np.testing.assert_allclose(change_of_more, change, atol=0.05)
+
+
+def test_texture_without_gains_and_texture_outside_0_to_1_are_refused() -> None:
+    volume = volume_of(noise_hu(1, 8, 8))
+    with pytest.raises(ModelError, match="no band gains"):
+        denoiser_of(identity).denoise(volume, texture=0.1)
+    for texture in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="texture must lie in"):
+            textured(identity).denoise(volume, texture=texture)
+
+
+# --- acquisition
+
+
+def test_only_a_network_that_takes_the_acquisition_is_told_it() -> None:
+    told: list[object] = []
+
+    def listening(unit: Image, acquisition: Image) -> Image:
+        told.append(acquisition.copy())
+        return unit
+
+    acquisition = Acquisition(dose_fraction=0.25)
+    denoiser = Denoiser(listening, hu_range=RANGE, stride=STRIDE, takes_acquisition=True)
+    for known in (acquisition, None):
+        denoiser.denoise(volume_of(noise_hu(1, 8, 8)), acquisition=known)
+    np.testing.assert_array_equal(told[0], [[1, -2, 0, 0]])
+    np.testing.assert_array_equal(told[1], np.zeros((1, 4)))
+    denoiser_of(identity).denoise(volume_of(noise_hu(1, 8, 8)), acquisition=acquisition)  # would fail if it were told
+
+
 # --- values
 
 
@@ -161,6 +228,36 @@ def test_a_network_without_a_card_cannot_sign_a_series() -> None:
         denoiser_of(identity).derivation(strength=1)
 
 
+def test_every_setting_that_changes_pixels_changes_the_uids_and_no_other_does() -> None:
+    card = load_denoiser().card
+    other = BandEqualiser(GAINS.levels, ((1.0,) * RINGS,) * 2)
+
+    def uid(equaliser: BandEqualiser = GAINS, *, takes_acquisition: bool = True, **settings: Any) -> str:
+        denoiser = Denoiser(
+            identity,
+            hu_range=RANGE,
+            stride=STRIDE,
+            card=card,
+            equaliser=equaliser,
+            takes_acquisition=takes_acquisition,
+        )
+        return denoiser.derivation(**({"strength": 1.0} | settings)).uid_for("1.2.3")
+
+    told = Acquisition(dose_fraction=0.25)
+    different = [
+        uid(),
+        uid(strength=0.5),
+        uid(texture=0.5),
+        uid(texture=1.0),
+        uid(other, texture=1.0),
+        uid(acquisition=told),
+        uid(acquisition=Acquisition(dose_fraction=0.5)),
+        uid(acquisition=Acquisition(kernel_half_per_mm=0.4, pixel_mm=0.7)),
+    ]
+    assert len(set(different)) == len(different)
+    assert uid() == uid(other) == uid(texture=0) == uid(acquisition=Acquisition()) == uid(takes_acquisition=False, acquisition=told)
+
+
 def test_a_series_that_a_network_leaves_alone_keeps_its_stored_pixels(tmp_path: Path) -> None:
     card = load_denoiser().card
     assert card is not None
@@ -188,6 +285,14 @@ def test_the_bundled_network_draws_no_pattern_into_a_flat_field(bundled: Denoise
     middle = bundled.denoise_slice(np.full((256, 256), 40, np.float32))[32:-32, 32:-32]
     assert middle.std() < 0.8  # a thousandth of the energy of 25 HU of noise
     assert abs(middle.mean() - 40) < 1
+
+
+def test_texture_brings_the_fine_structure_of_the_bundled_network_back(bundled: Denoiser, middle_of_the_sample: CTVolume) -> None:
+    hu = middle_of_the_sample.hu[0]
+    plain, full = (bundled.denoise_slice(hu, texture=texture) for texture in (0, 1))
+    rough = [np.median(np.abs(image[1:] - image[:-1])[hu[1:] > -200]) for image in (plain, full)]
+    assert rough[1] > 1.1 * rough[0]
+    assert abs((full - plain).mean()) < 0.1
 
 
 @pytest.fixture

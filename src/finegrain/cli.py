@@ -6,16 +6,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finegrain import __version__
-from finegrain.errors import ConfigError, DataError, FinegrainError
+from finegrain.errors import ConfigError, DataError, FinegrainError, ModelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from finegrain.acquisition import Acquisition
+    from finegrain.scan.volume import CTVolume
 
 app = typer.Typer(
     name="finegrain",
@@ -197,6 +201,13 @@ def denoise(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of a DICOM CT series (or one file).")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="New folder for the denoised series.")],
     strength: Annotated[float, typer.Option(help="0 gives the input back, 1 takes out all noise that the network finds.")] = 1.0,
+    texture: Annotated[
+        float,
+        typer.Option(help="0 gives what the network made, 1 raises its fine structure to the energy of a normal dose."),
+    ] = 0.0,
+    dose_fraction: Annotated[
+        float | None, typer.Option(help="Dose of the scan over the normal one, if known; for models that listen to it.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Model folder; the bundled weights if not given.")] = None,
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
@@ -210,15 +221,61 @@ def denoise(
     denoiser = load_denoiser(model, threads=threads)
     volume = read_series(source, series_uid=series, allow_lossy=allow_lossy)
     check_output_folder(output, volume)
-    derivation = denoiser.derivation(strength=strength)
+    acquisition = _acquisition(volume, dose_fraction)
+    settings: dict[str, Any] = {"strength": strength, "texture": texture, "acquisition": acquisition}
+    derivation = denoiser.derivation(**settings)
     with _progress() as bar:
         task = bar.add_task("denoising", total=len(volume))
-        denoised = denoiser.denoise(volume, strength=strength, progress=lambda n: bar.update(task, completed=n))
+        denoised = denoiser.denoise(volume, **settings, progress=lambda n: bar.update(task, completed=n))
         task = bar.add_task("writing", total=len(volume))
         written = write_derived_series(denoised, output, derivation=derivation, progress=lambda n: bar.update(task, completed=n))
     for note in (*volume.source.notes, *(f"left out: {what}" for what in volume.source.skipped)):
         print(f"note: {note}")
-    print(f"{len(written)} slices denoised with {denoiser.name}, strength {strength:g}: {output}")
+    if dose_fraction is not None and not denoiser.takes_acquisition:
+        print(f"note: {denoiser.name} does not listen to the dose; --dose-fraction changed nothing")
+    print(f"{len(written)} slices denoised with {denoiser.name}, strength {strength:g}, texture {texture:g}: {output}")
+
+
+def _acquisition(volume: CTVolume, dose_fraction: float | None) -> Acquisition:
+    """What is known of a scan: the dose that the user tells, and the kernel if its header names one that is known."""
+    from finegrain.acquisition import Acquisition
+    from finegrain.simulate.fbp import kernel_of_header
+
+    try:
+        half_per_mm = kernel_of_header(str(volume.acquisition.get("ConvolutionKernel", ""))).half_per_mm
+    except ConfigError:  # a kernel that nobody has measured: the network estimates
+        half_per_mm = None
+    return Acquisition(dose_fraction, half_per_mm, None if half_per_mm is None else volume.pixel_mm[0])
+
+
+@app.command()
+def model(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Model folder; the bundled one if not given.")] = None,
+) -> None:
+    """Check a model folder: its files against their hashes, its card as a table, its ONNX file against its torch weights."""
+    from finegrain.denoise import LARGEST_DIFFERENCE_HU, bundled_model, load_denoiser
+    from finegrain.networks.card import card_rows
+
+    folder = folder or bundled_model()
+    card = load_denoiser(folder).card
+    assert card is not None
+    _print_table(f"{card.name} v{card.version}", card_rows(card))
+    print("the files are those that the card tells of")
+    if missing := sorted(name for name in TRAINING_EXTRA if find_spec(name) is None):
+        print(f"ONNX was not compared with torch: this needs {', '.join(missing)}; pip install 'finegrain[train]'")
+        return
+    from finegrain.denoise import onnx_torch_difference_hu
+    from finegrain.sample import sample_folder
+    from finegrain.scan.dicom import read_series
+
+    volume = read_series(sample_folder())
+    difference = onnx_torch_difference_hu(folder, volume)
+    if not difference <= LARGEST_DIFFERENCE_HU:
+        raise ModelError(
+            f"ONNX and torch differ by {difference:.3g} HU on the sample, expected at most {LARGEST_DIFFERENCE_HU} HU; export the "
+            "model again"
+        )
+    print(f"ONNX and torch differ by at most {difference:.2g} HU on {len(volume)} slices of the sample")
 
 
 @app.command()

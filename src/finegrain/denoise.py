@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,99 +14,168 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finegrain.acquisition import ACQUISITION_NUMBERS, Acquisition
+from finegrain.equaliser import BandEqualiser
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import AIR_HU, HURange
-from finegrain.networks.card import ONNX, ModelCard, read_card
+from finegrain.networks.card import ACQUISITION, ONNX, ModelCard, read_card
+from finegrain.networks.onnx_file import check_onnx
 from finegrain.scan.derived import Derivation
 from finegrain.scan.volume import CTVolume
 
-Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""One padded slice in unit range → the same denoised. Shape: (1, 1, h, w), h and w multiples of the network's stride."""
+Engine = Callable[..., NDArray[np.float32]]
+"""One padded slice in unit range → the same denoised. Shape: (1, 1, h, w), h and w multiples of the network's stride.
+
+Where the network listens to it, `Acquisition.numbers` is a second argument. Shape: (1, 4).
+"""
 
 BUNDLED = "finegrain-s"
 """Name of the model that ships with the package."""
+
+LARGEST_DIFFERENCE_HU = 0.05
+"""By which ONNX Runtime and torch may differ on one model; a scanner stores whole HU."""
 
 
 class Denoiser:
     """An engine with what it must know of HU and sizes.
 
-    The engine's answer is used as a change of the input, so that CT numbers outside the network's range (metal) survive.
+    The engine's answer is used as a change of the input, so that CT numbers outside the network's range (metal) survive. There are
+    three steps, always in this order: the network; `texture`, the band equaliser on what the network made; `strength`, the share of
+    the whole change that is added to the input.
 
     Args:
         engine: see `onnx_engine` and `torch_engine`.
         hu_range: HU that the network sees as [0, 1].
         stride: heights and widths are padded to a multiple of this.
         card: the model's card, if it came from a folder.
+        equaliser: the band equaliser of this network, if it was calibrated.
+        takes_acquisition: whether the engine wants the acquisition as a second argument.
     """
 
-    def __init__(self, engine: Engine, *, hu_range: HURange, stride: int, card: ModelCard | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        hu_range: HURange,
+        stride: int,
+        card: ModelCard | None = None,
+        equaliser: BandEqualiser | None = None,
+        takes_acquisition: bool = False,
+    ) -> None:
         self.engine, self.hu_range, self.stride, self.card = engine, hu_range, stride, card
+        self.equaliser, self.takes_acquisition = equaliser, takes_acquisition
 
     @property
     def name(self) -> str:
         """Name and version of the model."""
         return f"{self.card.name} v{self.card.version}" if self.card else "an unnamed network"
 
-    def derivation(self, *, strength: float) -> Derivation:
+    def derivation(self, *, strength: float, texture: float = 0.0, acquisition: Acquisition | None = None) -> Derivation:
         """How a series that this denoiser made is to be described in DICOM."""
-        check_strength(strength)
+        self._check(strength, texture)
         if self.card is None:
             raise ModelError("a network without a model card cannot sign a DICOM series; export it as a model folder first")
+        # 1 and 1.0 are one setting and must give one UID.
+        parameters: dict[str, Any] = {
+            "strength": float(strength),
+            "texture": float(texture),
+            "hu_range": list(self.card.hu_range),
+        }
+        if texture > 0 and self.equaliser is not None:  # the gains stand in the card, which the hash of the weights does not guard
+            gains = json.dumps([self.equaliser.levels, self.equaliser.gains])
+            parameters["band_gains"] = hashlib.sha256(gains.encode()).hexdigest()[:12]
+        if self.takes_acquisition and acquisition is not None:
+            told = {"dose_fraction": acquisition.dose_fraction, "kernel_half_per_mm": acquisition.kernel_half_per_mm}
+            parameters |= {name: float(value) for name, value in told.items() if value is not None}
         return Derivation(
             kind="denoised",
             model=self.card.name,
             model_version=self.card.version,
             model_sha256=self.card.sha256[ONNX],
-            parameters={
-                "strength": float(strength),  # 1 and 1.0 are one setting and must give one UID
-                "hu_range": list(self.card.hu_range),
-            },
+            parameters=parameters,
             series_label=f"AI-DN {self.name}",
         )
 
-    def denoise_slice(self, hu: NDArray[np.floating], *, strength: float = 1.0) -> NDArray[np.float32]:
+    def denoise_slice(
+        self,
+        hu: NDArray[np.floating],
+        *,
+        strength: float = 1.0,
+        texture: float = 0.0,
+        acquisition: Acquisition | None = None,
+    ) -> NDArray[np.float32]:
         """A slice in HU, shape (y, x), with `strength` times the noise that the network finds taken away.
 
-        Raises: ModelError if the network's answer is not finite.
+        Args:
+            strength: 0 gives the input, 1 the full effect.
+            texture: 0 gives what the network made, 1 the high-frequency energy of a normal dose.
+            acquisition: what is known of the scan; a network that does not listen to it is not told.
+
+        Raises: ModelError if the network's answer is not finite, or for `texture` where no gains were calibrated.
         """
-        check_strength(strength)
+        self._check(strength, texture)
         unit = self.hu_range.to_unit(hu)
         rows, columns = unit.shape
         below, right = -rows % self.stride, -columns % self.stride
         mode: Any = "reflect" if min(rows, columns) > max(below, right) else "edge"
-        padded = np.pad(unit, ((0, below), (0, right)), mode=mode)
-        change = (self.engine(padded[None, None])[0, 0, :rows, :columns] - unit) * np.float32(self.hu_range.span)
+        padded = np.pad(unit, ((0, below), (0, right)), mode=mode)[None, None]
+        answer = (
+            self.engine(padded, (acquisition or Acquisition()).numbers()[None]) if self.takes_acquisition else self.engine(padded)
+        )
+        if answer.shape != padded.shape:
+            raise ModelError(
+                f"the network was shown {padded.shape} and answered {answer.shape}, expected the same; check the model"
+            )
+        change = (answer[0, 0, :rows, :columns] - unit) * np.float32(self.hu_range.span)
         if not np.isfinite(change).all():
             raise ModelError("the network gave NaN or infinite values; nothing was written: check the input's HU and the model")
+        if texture > 0 and self.equaliser is not None:
+            shown = self.hu_range.to_hu(unit)  # without metal beyond the range, whose edges would ring
+            change = self.equaliser.apply(shown + change, shown, strength=texture) - shown
         return (hu + np.float32(strength) * change).astype(np.float32)
 
-    def iterate(self, volume: CTVolume, *, strength: float = 1.0) -> Iterator[NDArray[np.float32]]:
-        """The denoised slices of a volume, one after another. `strength` 0 gives the input, 1 the full effect.
+    def iterate(
+        self, volume: CTVolume, *, strength: float = 1.0, texture: float = 0.0, acquisition: Acquisition | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The denoised slices of a volume, one after another; the settings are those of `denoise_slice`.
 
         Padding is shown to the network as air and comes back as it was.
         """
-        check_strength(strength)
+        self._check(strength, texture)
         for hu, padding in zip(volume.hu, volume.padding, strict=True):
             if strength == 0:
                 yield hu
             else:
                 shown = np.where(padding, np.float32(AIR_HU), hu)
-                yield np.where(padding, hu, self.denoise_slice(shown, strength=strength))
+                denoised = self.denoise_slice(shown, strength=strength, texture=texture, acquisition=acquisition)
+                yield np.where(padding, hu, denoised)
 
-    def denoise(self, volume: CTVolume, *, strength: float = 1.0, progress: Callable[[int], None] | None = None) -> CTVolume:
+    def denoise(
+        self,
+        volume: CTVolume,
+        *,
+        strength: float = 1.0,
+        texture: float = 0.0,
+        acquisition: Acquisition | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> CTVolume:
         """The denoised volume: `iterate`, collected. `progress` is called with the number of finished slices."""
         denoised = np.empty_like(volume.hu)  # filled in place: a whole-body scan is a gigabyte, and must not be held many times
-        for index, hu in enumerate(self.iterate(volume, strength=strength)):
+        slices = self.iterate(volume, strength=strength, texture=texture, acquisition=acquisition)
+        for index, hu in enumerate(slices):
             denoised[index] = hu
             if progress is not None:
                 progress(index + 1)
         return replace(volume, hu=denoised)
 
-
-def check_strength(strength: float) -> None:
-    """Raises: ConfigError unless 0 ≤ strength ≤ 1."""
-    if not 0 <= strength <= 1:
-        raise ConfigError(f"strength must lie in [0, 1], 0 for the input and 1 for the full effect; got {strength}")
+    def _check(self, strength: float, texture: float) -> None:
+        """Raises: ConfigError unless both lie in [0, 1]; ModelError for texture without gains."""
+        if not 0 <= strength <= 1:
+            raise ConfigError(f"strength must lie in [0, 1], 0 for the input and 1 for the full effect; got {strength}")
+        if not 0 <= texture <= 1:
+            raise ConfigError(f"texture must lie in [0, 1], 0 for the network alone and 1 for full energy; got {texture}")
+        if texture > 0 and self.equaliser is None:
+            raise ModelError(f"{self.name} has no band gains, so texture must be 0, got {texture}; train it again to have them")
 
 
 def load_denoiser(folder: Path | None = None, *, threads: int | None = None) -> Denoiser:
@@ -114,8 +185,16 @@ def load_denoiser(folder: Path | None = None, *, threads: int | None = None) -> 
     """
     folder = folder or bundled_model()
     card = read_card(folder)
-    engine = onnx_engine(folder / ONNX, threads=threads)
-    return Denoiser(engine, hu_range=HURange(*card.hu_range), stride=card.stride, card=card)
+    check_onnx(folder / ONNX)
+    session = _session(folder / ONNX, threads)
+    return Denoiser(
+        _engine_of(session, folder / ONNX),
+        hu_range=HURange(*card.hu_range),
+        stride=card.stride,
+        card=card,
+        equaliser=card.band_gains.equaliser if card.band_gains else None,
+        takes_acquisition=ACQUISITION in {given.name for given in session.get_inputs()},
+    )
 
 
 def bundled_model() -> Path:
@@ -124,20 +203,34 @@ def bundled_model() -> Path:
 
 
 def onnx_engine(path: Path, *, threads: int | None = None) -> Engine:
-    """An engine on ONNX Runtime, CPU."""
+    """An engine on ONNX Runtime, CPU. A network that listens to the acquisition is told nothing of it unless it is given."""
+    return _engine_of(_session(path, threads), path)
+
+
+def _session(path: Path, threads: int | None) -> Any:
+    """Raises: ModelError if ONNX Runtime cannot load the file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or os.cpu_count() or 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own for every way a file can be wrong
         raise ModelError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
-    (name,) = (given.name for given in session.get_inputs())
 
-    def run(unit: NDArray[np.float32]) -> NDArray[np.float32]:
-        return session.run(None, {name: np.ascontiguousarray(unit)})[0]
+
+def _engine_of(session: Any, path: Path) -> Engine:
+    names = [given.name for given in session.get_inputs()]
+    images = [name for name in names if name != ACQUISITION]
+    if len(images) != 1:
+        raise ModelError(f"{path} takes the inputs {', '.join(names)}; expected an image, and {ACQUISITION} or nothing more")
+
+    def run(unit: NDArray[np.float32], acquisition: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        fed = {images[0]: np.ascontiguousarray(unit)}
+        if ACQUISITION in names:
+            fed[ACQUISITION] = np.zeros((1, ACQUISITION_NUMBERS), np.float32) if acquisition is None else acquisition
+        return session.run(None, fed)[0]
 
     return run
 
@@ -148,8 +241,31 @@ def torch_engine(network: Any) -> Engine:
 
     network.eval()
 
-    def run(unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(unit: NDArray[np.float32], acquisition: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        given = (unit,) if acquisition is None else (unit, acquisition)
         with torch.inference_mode():
-            return network(torch.from_numpy(np.ascontiguousarray(unit))).numpy()
+            return network(*(torch.from_numpy(np.ascontiguousarray(one)) for one in given)).numpy()
 
     return run
+
+
+def onnx_torch_difference_hu(folder: Path, volume: CTVolume) -> float:
+    """The largest difference between a model's two files over the slices of a volume, in HU; needs torch.
+
+    A network that listens to the acquisition is compared with a told one.
+    """
+    from finegrain.networks.checkpoint import load_network
+
+    by_onnx = load_denoiser(folder)
+    by_torch = Denoiser(
+        torch_engine(load_network(folder)),
+        hu_range=by_onnx.hu_range,
+        stride=by_onnx.stride,
+        takes_acquisition=by_onnx.takes_acquisition,
+    )
+    told = Acquisition(dose_fraction=0.25, kernel_half_per_mm=0.4, pixel_mm=volume.pixel_mm[0])
+    differences = (
+        float(np.abs(by_onnx.denoise_slice(hu, acquisition=told) - by_torch.denoise_slice(hu, acquisition=told)).max())
+        for hu in volume.hu
+    )
+    return max(differences)

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from finegrain.config import Arm, StudyConfig
 from finegrain.denoise import Denoiser, torch_engine
+from finegrain.equaliser import BandEqualiser, CalibrationSlice, calibrate_equaliser
 from finegrain.errors import ConfigError, DataError
-from finegrain.evaluate.equaliser import BandEqualiser, calibrate_equaliser
 from finegrain.evaluate.fidelity import protocol_named
 from finegrain.evaluate.run import Row, by_patient, evaluate_slice, summarise
 from finegrain.evaluate.stats import PairedComparison, compare_with_each
@@ -42,6 +42,9 @@ from finegrain.train.loop import CHECKPOINT, FitResult, check_run_folder, fit
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is finished, and how much there is."""
 
+Fits = dict[str, FitResult[DenoisingNetwork]]
+"""The trained network of each arm."""
+
 TRUTH = "truth"
 """Name of the noise-free image; those of the input and the reference are the figures'."""
 
@@ -51,7 +54,7 @@ BLENDS = (0.1, 0.2, 0.3, 0.5)
 EQUALISERS = (0.5, 1.0)
 """Strengths of the band equaliser on the same output: another free way."""
 
-PROGRAM = ("denoise.py", "frequency.py", "hu.py", "networks/*.py", "evaluate/*.py")
+PROGRAM = ("denoise.py", "equaliser.py", "frequency.py", "hu.py", "networks/*.py", "evaluate/*.py")
 """What denoises and measures: when it changes, slices are done again."""
 
 FEW_PATIENTS, FEW_SLICES = 20, 5000
@@ -132,7 +135,7 @@ def _train(
     folder: Path,
     out: Path,
     progress: Progress,
-) -> FitResult:
+) -> FitResult[DenoisingNetwork]:
     return fit(
         network,
         pairs,
@@ -144,7 +147,7 @@ def _train(
     )
 
 
-def _denoise_all(fits: dict[str, FitResult], test: list[Pair], folder: Path, out: Path, progress: Progress) -> dict[str, float]:
+def _denoise_all(fits: Fits, test: list[Pair], folder: Path, out: Path, progress: Progress) -> dict[str, float]:
     """Denoise every test slice with every network into `out/denoised`; gives the median seconds per slice of each.
 
     The times stand in `times.json` beside the slices, with the network and the pixels that they belong to.
@@ -180,7 +183,7 @@ def _checkpoint_sha256(out: Path, name: str) -> str:
     return file_sha256(_run_folder(out, name) / CHECKPOINT)
 
 
-def _denoiser(result: FitResult) -> Denoiser:
+def _denoiser(result: FitResult[DenoisingNetwork]) -> Denoiser:
     return Denoiser(torch_engine(result.network), hu_range=HURange(), stride=STRIDE)
 
 
@@ -206,7 +209,7 @@ def _spatial(config: StudyConfig) -> str | None:
 
 
 def _equaliser(
-    config: StudyConfig, fits: dict[str, FitResult], pairs: list[Pair], folder: Path, out: Path, progress: Progress
+    config: StudyConfig, fits: Fits, pairs: list[Pair], folder: Path, out: Path, progress: Progress
 ) -> BandEqualiser | None:
     """The band equaliser of the spatial-only hybrid, calibrated on the validation pairs; None without that arm."""
     spatial = _spatial(config)
@@ -217,15 +220,16 @@ def _equaliser(
     path = out / "equaliser.json"
     held = _read_json(path)
     if held.get("stamp") == stamp:
-        return BandEqualiser(tuple(held["gains"]))
+        return BandEqualiser(tuple(held["levels"]), tuple(tuple(of_level) for of_level in held["gains"]))
     denoiser = _denoiser(fits[spatial])
     slices = []
     for done, pair in enumerate(validation, start=1):
         low_dose, reference = pair.images(folder)[:2].astype(np.float32)
-        slices.append((reference, denoiser.denoise_slice(low_dose), body_mask(reference)))
+        slices.append(CalibrationSlice(low_dose, denoiser.denoise_slice(low_dose), reference, body_mask(reference)))
         progress("calibrating the band equaliser", done, len(validation))
     equaliser = calibrate_equaliser(slices)
-    write_whole(path, json.dumps({"stamp": stamp, "network": spatial, "gains": equaliser.gains}, indent=1) + "\n")
+    found = {"stamp": stamp, "network": spatial, "levels": equaliser.levels, "gains": equaliser.gains}
+    write_whole(path, json.dumps(found, indent=1) + "\n")
     return equaliser
 
 
@@ -241,7 +245,7 @@ def _measure_all(
 ) -> list[Row]:
     """All measures of all test slices. Each slice's stand in `out/measured`, and hold for its networks and settings alone."""
     networks = {arm.name: _checkpoint_sha256(out, arm.name) for arm in config.arms}
-    settings = [config.protocols, config.band, networks, BLENDS, EQUALISERS, equaliser.gains if equaliser else None]
+    settings = [config.protocols, config.band, networks, BLENDS, EQUALISERS, asdict(equaliser) if equaliser else None]
     stamps = {pair.key: _stamp(settings, pair.sha256, pair.pixel_mm) for pair in test}
     missing = [pair for pair in test if _read_json(_rows_path(out, pair)).get("stamp") != stamps[pair.key]]
     if missing:
@@ -276,7 +280,9 @@ def _measure(config: StudyConfig, equaliser: BandEqualiser | None, pair: Pair, f
     spatial = _spatial(config)
     if spatial is not None and equaliser is not None:
         images |= {f"blend {share:g}": share * images[INPUT] + (1 - share) * images[spatial] for share in BLENDS}
-        images |= {f"equaliser {strength:g}": equaliser.apply(images[spatial], strength=strength) for strength in EQUALISERS}
+        images |= {
+            f"equaliser {strength:g}": equaliser.apply(images[spatial], images[INPUT], strength=strength) for strength in EQUALISERS
+        }
     measured = evaluate_slice(
         reference,
         images,
@@ -306,7 +312,7 @@ def _images(config: StudyConfig, pair: Pair, folder: Path, out: Path) -> dict[st
 def _results(
     config: StudyConfig,
     pairs: list[Pair],
-    fits: dict[str, FitResult],
+    fits: Fits,
     timings: dict[str, float],
     equaliser: BandEqualiser | None,
     rows: list[Row],
@@ -327,7 +333,7 @@ def _results(
         },
         "arms": [_describe(arm, config, fits[arm.name], timings[arm.name]) for arm in config.arms],
         "proposed": config.proposed,
-        "equaliser_gains": equaliser.gains if equaliser else None,
+        "equaliser": asdict(equaliser) if equaliser else None,
         "measures": {
             method: {key: summary.to_dict() for key, summary in measures.items()} for method, measures in summarise(rows).items()
         },
@@ -386,7 +392,7 @@ def _scale_note(config: StudyConfig, pairs: list[Pair]) -> str:
     )
 
 
-def _describe(arm: Arm, config: StudyConfig, result: FitResult, seconds: float) -> dict[str, Any]:
+def _describe(arm: Arm, config: StudyConfig, result: FitResult[DenoisingNetwork], seconds: float) -> dict[str, Any]:
     loss = "MSE" if arm.loss.weight == 0 else f"MSE + {arm.loss.weight:g} · {arm.loss.mode} term on Ω_h"
     return {
         "name": arm.name,
@@ -463,9 +469,7 @@ def _claim(claim: str, compared: PairedComparison, *, least: float, unit: str, s
 # --- the report ---------------------------------------------------------------------------------------------------------------
 
 
-def _report(
-    config: StudyConfig, results: dict[str, Any], fits: dict[str, FitResult], test: list[Pair], folder: Path, out: Path
-) -> StudyReport:
+def _report(config: StudyConfig, results: dict[str, Any], fits: Fits, test: list[Pair], folder: Path, out: Path) -> StudyReport:
     return StudyReport(
         title=config.title,
         scale_note=results["scale_note"],

@@ -5,36 +5,96 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from finegrain.config import NetworkConfig
-from finegrain.errors import ModelError
+from finegrain.equaliser import BandEqualiser
+from finegrain.errors import ConfigError, ModelError
+from finegrain.files import json_safe, write_whole
 
 CARD, ONNX, WEIGHTS = "model.json", "model.onnx", "model.safetensors"
 
+IMAGE, ACQUISITION = "image", "acquisition"
+"""Inputs of the ONNX file; the second only where the network listens to it."""
 
-class ModelCard(BaseModel):
-    """The card `model.json` of a model folder."""
+FORMAT = 1
+"""Of the model folder; changes when an older program would misread it."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Range = tuple[Number, Number]
+
+
+class BandGains(BaseModel):
+    """The band equaliser that was calibrated for this network, see `finegrain.equaliser`, and on what."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    levels: tuple[float, ...] = Field(description="Local signal to noise that each set of gains is for.")
+    gains: tuple[tuple[float, ...], ...] = Field(description="Of amplitudes, one per frequency ring, for each level.")
+    pairs: int = Field(ge=1, description="Validation slices that they were calibrated on.")
+    patients: int = Field(ge=1)
+    data_sha256: Sha256 = Field(description="Of these pairs, as that of the training pairs.")
+
+    @property
+    def equaliser(self) -> BandEqualiser:
+        """What applies them."""
+        return BandEqualiser(self.levels, self.gains)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        try:
+            _ = self.equaliser
+        except ConfigError as error:
+            raise ValueError(str(error)) from None  # so that it is reported with the field's place
+        return self
+
+
+class ModelCard(BaseModel):
+    """The card `model.json` of a model folder. Nothing has a default: a field that is missing is refused, null says not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = Field(description="Version of this format.")
+    name: str = Field(min_length=1)
     version: str
     network: NetworkConfig
-    parameters: int
-    hu_range: tuple[float, float] = Field(description="HU that the network sees as 0 and 1.")
-    stride: int = Field(description="Heights and widths are padded to a multiple of this.")
-    training_data: str
-    dose_fractions: tuple[float, ...]
+    parameters: int = Field(ge=1, description="Numbers that training found.")
+    hu_range: Range = Field(description="HU that the network sees as 0 and 1.")
+    stride: int = Field(ge=1, description="Heights and widths are padded to a multiple of this.")
+    band_gains: BandGains | None = Field(description="Of the band equaliser; null if none were calibrated.")
+    training_data: str = Field(description="What the weights may be said to come from: scans, licences, citations.")
+    training_pairs: int = Field(ge=1, description="Slices that it was trained on.")
+    training_patients: int = Field(ge=1)
+    data_sha256: Sha256 = Field(description="Of the sha256 of every training pair's pixels, sorted, one a line.")
+    dose_fractions: tuple[float, ...] = Field(description="Of the low doses that it was trained on.")
     kernels: tuple[str, ...]
-    pixel_mm: tuple[float, float]
-    intended_use: str
-    licence: str = "Apache-2.0"
-    training_config: str = Field(description="Hash of the training configuration.")
-    steps: int
-    metrics: dict[str, float] = Field(default_factory=dict, description="On the validation pairs.")
-    sha256: dict[str, str] = Field(description="Of every other file of the folder.")
+    pixel_mm: Range = Field(description="Smallest and largest pixel of the training pairs.")
+    slice_mm: Range | None = Field(description="Thinnest and thickest slice.")
+    photons: Range | None = Field(description="Fewest and most photons per ray at normal dose, where it is simulated.")
+    noise_hu: Range | None = Field(
+        description="Least and most noise of the inputs above 0.4 Nyquist: median over the body of `equaliser.local_noise_hu`."
+    )
+    training_config: dict[str, Any] = Field(description="The resolved configuration, without paths and names of patients.")
+    training_config_hash: str = Field(description="Of the whole configuration.")
+    steps: int = Field(ge=0)
+    versions: dict[str, str] = Field(description="Of the packages that it was trained with.")
+    metrics: dict[str, Number | None] = Field(description="On the validation pairs.")
+    licence: str = Field(min_length=1)
+    intended_use: str = Field(min_length=1)
+    limits: str = Field(min_length=1, description="Where it was not tried, or fails.")
+    sha256: dict[str, Sha256] = Field(description="Of every other file of the folder.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name in ("hu_range", "pixel_mm", "slice_mm", "photons", "noise_hu"):
+            interval = getattr(self, name)
+            if interval is not None and not (interval[0] < interval[1] if name == "hu_range" else 0 <= interval[0] <= interval[1]):
+                raise ValueError(f"{name} must be a rising pair, got {list(interval)}")
+        return self
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -44,12 +104,21 @@ def read_card(folder: Path) -> ModelCard:
     """
     path = folder / CARD
     try:
-        card = ModelCard.model_validate_json(path.read_text(encoding="utf-8"))
+        values = from_json(path.read_bytes(), allow_inf_nan=False)
     except OSError:
         raise ModelError(f"{folder} is no model folder: it holds no {CARD}") from None
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON ({error}); copy the whole model folder, or export the model again") from None
+    found = values.get("format", "none") if isinstance(values, dict) else "none"
+    if found != FORMAT:
+        raise ModelError(
+            f"{path}: expected the field 'format' to be {FORMAT}, got {str(found)[:32]}; "
+            "update finegrain if the model is newer, export the model again if it is older"
+        )
+    try:
+        card = ModelCard.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ModelError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ModelError(f"{path}: {_first_error(error)}") from None
     if ONNX not in card.sha256:
         raise ModelError(f"{path} gives no sha256 of {ONNX}; export the model again")
     for name, expected in card.sha256.items():
@@ -57,15 +126,61 @@ def read_card(folder: Path) -> ModelCard:
             raise ModelError(f"{path} names the file {name!r}; expected a plain name inside the folder")
         if not (folder / name).is_file():
             raise ModelError(f"{folder} lacks {name}; copy the whole model folder")
-        if (found := file_sha256(folder / name)) != expected:
-            raise ModelError(f"{folder / name} was altered: expected sha256 {expected[:12]}…, got {found[:12]}…")
+        if (actual := file_sha256(folder / name)) != expected:
+            raise ModelError(f"{folder / name} was altered: expected sha256 {expected[:12]}…, got {actual[:12]}…")
     return card
 
 
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"])) or "the card"
+    if first["type"] == "missing":
+        return f"the field {place!r} is missing; export the model again"
+    if first["type"] == "extra_forbidden":
+        return f"the field {place!r} is not known; update finegrain, or export the model again"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+
+
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write the card of a model folder."""
-    text = json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+    """Write the card of a model folder, whole or not at all."""
+    text = json.dumps(json_safe(card.model_dump(mode="json")), indent=1, ensure_ascii=False)
+    write_whole(folder / CARD, text + "\n")
+
+
+def card_rows(card: ModelCard) -> list[list[str]]:
+    """The card as a table for people; the first row is the heading."""
+    gains = "none; texture must be 0"
+    if card.band_gains is not None:
+        levels = "one level" if len(card.band_gains.levels) == 1 else f"{len(card.band_gains.levels)} levels of signal to noise"
+        largest = max(max(of_level) for of_level in card.band_gains.gains)
+        gains = f"{levels}, up to {largest:.2f}; {card.band_gains.pairs} validation slices, {card.band_gains.patients} patients"
+    facts = {
+        "model": f"{card.name} v{card.version}",
+        "network": f"{card.network.family}, {card.parameters:,} parameters",
+        "HU range": _interval(card.hu_range),
+        "trained on": card.training_data or "not told",
+        "pairs": f"{card.training_pairs:,} slices of {card.training_patients} patients, sha256 {card.data_sha256[:12]}…",
+        "doses": ", ".join(f"{dose:.0%}" for dose in card.dose_fractions) or "not known",
+        "kernels": ", ".join(card.kernels) or "not known",
+        "pixel [mm]": _interval(card.pixel_mm),
+        "slice [mm]": _interval(card.slice_mm),
+        "photons per ray": _interval(card.photons),
+        "noise of the input [HU]": _interval(card.noise_hu),
+        "training": f"{card.steps:,} steps, configuration {card.training_config_hash}",
+        **{f"validation {name}": "not known" if value is None else f"{value:.4g}" for name, value in card.metrics.items()},
+        "band gains": gains,
+        "licence": card.licence,
+        "intended use": card.intended_use,
+        "limits": card.limits,
+        **{f"sha256 of {name}": f"{value[:16]}…" for name, value in card.sha256.items()},
+    }
+    return [["card", f"format {card.format}"], *([name, value] for name, value in facts.items())]
+
+
+def _interval(values: tuple[float, float] | None) -> str:
+    if values is None:
+        return "not known"
+    return f"{values[0]:.5g}" if values[0] == values[1] else f"{values[0]:.5g} to {values[1]:.5g}"
 
 
 def file_sha256(path: Path) -> str:

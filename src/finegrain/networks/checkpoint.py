@@ -10,8 +10,13 @@ from pathlib import Path
 import onnx
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 
-from finegrain.networks.card import ONNX, WEIGHTS, ModelCard, file_sha256, read_card, write_card
+from finegrain.acquisition import ACQUISITION_NUMBERS
+from finegrain.errors import ModelError
+from finegrain.hu import HURange
+from finegrain.networks.blocks import parameter_count
+from finegrain.networks.card import ACQUISITION, IMAGE, ONNX, WEIGHTS, ModelCard, file_sha256, read_card, write_card
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
 
 
@@ -33,15 +38,45 @@ def save_model(network: DenoisingNetwork, folder: Path, card: ModelCard) -> Mode
 
 
 def load_network(folder: Path) -> DenoisingNetwork:
-    """The network of a model folder, in evaluation mode; runs no code from the folder."""
+    """The network of a model folder, in evaluation mode; runs no code from the folder.
+
+    Raises: ModelError if a file is missing, altered or not understood, or if the weights are not those of the card's network.
+    """
     card = read_card(folder)
-    network = DenoisingNetwork(card.network)
-    network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    path = folder / WEIGHTS
+    if WEIGHTS not in card.sha256:
+        raise ModelError(f"{folder} gives no sha256 of {WEIGHTS}; only ONNX Runtime can run this model")
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced at once
+        network = DenoisingNetwork(card.network, HURange(*card.hu_range))
+    if (found := parameter_count(network)) != card.parameters:
+        raise ModelError(
+            f"{folder}: the card tells of {card.parameters:,} parameters, this finegrain builds {found:,} for its network; "
+            "use the finegrain that made the model, or export the model again"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            held = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+        wanted = {name: (list(value.shape), "F32") for name, value in network.state_dict().items()}
+        for name in sorted(held.keys() | wanted.keys()):
+            if held.get(name) != wanted.get(name):
+                expects, got = _told(wanted.get(name)), _told(held.get(name))
+                raise ModelError(f"{path}: expected {expects} for {name[:80]!r}, got {got}; export the model again")
+        weights = safetensors.torch.load_file(path)
+    except SafetensorError:
+        raise ModelError(f"{path} is no safetensors file; a pickle or torch file is never loaded: export the model again") from None
+    network.load_state_dict(weights)
     return network.eval()
 
 
+def _told(tensor: tuple[list[int], str] | None) -> str:
+    return "nothing" if tensor is None else f"{tensor[1]} numbers of shape {tuple(tensor[0])}"
+
+
 def export_onnx(network: DenoisingNetwork, path: Path) -> None:
-    """Write the network as one ONNX file for batches of one slice of any size that is a multiple of STRIDE."""
+    """Write the network as one ONNX file, for one slice of any size that is a multiple of STRIDE.
+
+    The acquisition is an input where the network listens to it.
+    """
     network.eval()
     sizes = {axis: STRIDE * torch.export.Dim(f"n_{axis}", min=1, max=128) for axis in (2, 3)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -49,13 +84,17 @@ def export_onnx(network: DenoisingNetwork, path: Path) -> None:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,
-            (torch.zeros(1, 1, 2 * STRIDE, 3 * STRIDE),),
+            (torch.zeros(1, 1, 2 * STRIDE, 3 * STRIDE), torch.zeros(1, ACQUISITION_NUMBERS)),
             dynamo=True,
-            dynamic_shapes={"image": sizes},
+            input_names=[IMAGE, ACQUISITION],
+            dynamic_shapes={"image": sizes, "acquisition": None},
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
+    used = {name for node in model.graph.node for name in node.input}
+    for given in [given for given in model.graph.input if given.name not in used]:
+        model.graph.input.remove(given)  # or a network would seem to be told what it does not listen to
     # Source paths and stack traces of the machine that exported: three times the size of the weights, and nobody's business.
     for part in (
         model.graph,

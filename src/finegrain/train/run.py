@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from finegrain import __version__
 from finegrain.config import TrainingRun, load_config
-from finegrain.networks.blocks import parameter_count
-from finegrain.networks.card import ModelCard
 from finegrain.networks.checkpoint import save_model
-from finegrain.networks.skeleton import STRIDE, build_network
+from finegrain.networks.skeleton import build_network
 from finegrain.pairs.build import pairs_of_run
-from finegrain.pairs.manifest import Pair
 from finegrain.provenance import write_provenance
-from finegrain.train.loop import FitResult, check_run_folder, fit
+from finegrain.train.describe import card_of_run
+from finegrain.train.loop import check_run_folder, fit
 from finegrain.train.ranks import joined_ranks
 
 
@@ -54,28 +51,7 @@ def run_training(
             ),
         )
         folder = out / config.name
+        card = card_of_run(config, result, pairs, store)  # by every process alike
         if ranks.is_first:
-            save_model(result.network, folder, _card(config, result, [pair for pair in pairs if pair.split == "train"]))
+            save_model(result.network, folder, card)
     return folder
-
-
-def _card(config: TrainingRun, result: FitResult, trained_on: list[Pair]) -> ModelCard:
-    """What the model folder says of itself."""
-    best = next(row for row in result.history if row["step"] == result.best_step)
-    return ModelCard(
-        name=config.name,
-        version=__version__,
-        network=config.network,
-        parameters=parameter_count(result.network),
-        hu_range=(result.network.hu_range.low, result.network.hu_range.high),
-        stride=STRIDE,
-        training_data=config.training_data,
-        dose_fractions=tuple(sorted({pair.dose_fraction for pair in trained_on if pair.dose_fraction})),
-        kernels=tuple(sorted({pair.kernel for pair in trained_on if pair.kernel})),
-        pixel_mm=(min(pair.pixel_mm for pair in trained_on), max(pair.pixel_mm for pair in trained_on)),
-        intended_use=config.intended_use,
-        training_config=config.hash(),
-        steps=result.best_step,
-        metrics={"validation_rmse_hu": round(best["rmse_hu"], 3)},
-        sha256={},
-    )

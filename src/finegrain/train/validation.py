@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from finegrain.errors import DataError
 from finegrain.frequency import Band, block_dct
 from finegrain.hu import HURange
-from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
+from finegrain.networks.skeleton import STRIDE, ImageNetwork
 from finegrain.pairs.manifest import Pair
 
 MOST_SLICES = 16
@@ -45,21 +46,29 @@ def validation_set(pairs: list[Pair], folder: Path, hu_range: HURange) -> list[t
 
 
 @torch.no_grad()
-def validate(network: DenoisingNetwork, validation: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Measures of a network's output against the normal dose, over the whole of the crops.
+def validate(network: ImageNetwork, validation: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """What `compared` tells of a network's output and the normal dose, over the whole of the crops."""
+    network.eval()
+    device = next(network.parameters()).device
+    span, low = network.hu_range.span, network.hu_range.low
+
+    def in_hu(unit: Tensor) -> np.ndarray:
+        return unit[0, 0].numpy().astype(np.float64) * span + low
+
+    return compared((in_hu(network(inputs.to(device)).cpu()), in_hu(targets)) for inputs, targets in validation)
+
+
+def compared(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Measures of outputs against the normal dose, both in HU.
 
     `rmse_hu`: root mean square error, values above 1000 HU taken as 1000. `psnr_db[…]`: mean over the slices of the PSNR by that
     protocol. `hf_ratio`: energy above 0.4 Nyquist over that of the normal dose, whose noise counts; `hf_coherence`: how much of it
     is the same, from 0 to 1. Both are pooled over the slices; noise left in raises the first and lowers the second.
+
+    Shape: (y, x) each.
     """
-    network.eval()
-    device = next(network.parameters()).device
     squared, psnr, energies = [], [], np.zeros(3)
-    for inputs, targets in validation:
-        unit = network(inputs.to(device)).cpu()
-        ours, theirs = (
-            image[0, 0].numpy().astype(np.float64) * network.hu_range.span + network.hu_range.low for image in (unit, targets)
-        )
+    for ours, theirs in images:
         squared.append(_squared_error(ours, theirs, high_hu=HIGHEST_HU))
         error = _squared_error(ours, theirs, low_hu=PSNR_LOW_HU, high_hu=PSNR_HIGH_HU)
         psnr.append(10 * math.log10((PSNR_HIGH_HU - PSNR_LOW_HU) ** 2 / error) if error else math.inf)

@@ -1,0 +1,196 @@
+"""What a model folder says of the run that it comes from: the data, the measures, and the band gains, which are found here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finegrain import __version__
+from finegrain.config import TrainingRun
+from finegrain.equaliser import CalibrationSlice, calibrate_equaliser, median_noise_hu
+from finegrain.errors import DataError
+from finegrain.files import json_safe
+from finegrain.hu import HURange
+from finegrain.networks.blocks import parameter_count
+from finegrain.networks.card import FORMAT, BandGains, ModelCard
+from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
+from finegrain.pairs.manifest import Pair
+from finegrain.pairs.qc.view import View
+from finegrain.provenance import versions
+from finegrain.train.loop import FitResult
+from finegrain.train.validation import compared, validation_set
+
+CALIBRATION_SLICES = 32
+"""Most validation slices that the band equaliser is calibrated on; a default, taken from nowhere."""
+NOISE_SLICES = 64
+"""Most training slices whose noise is measured for the card; a default, taken from nowhere."""
+
+LICENCE = "Apache-2.0"
+"""Of the weights that a run makes."""
+
+NAMING = {"path", "low_dose", "normal_dose", "patient", "store"}
+"""Keys of a configuration that may name people: folders are called after patients surprisingly often."""
+
+Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A slice in unit range → the same denoised. Shape: (y, x), multiples of STRIDE."""
+
+
+def card_of_run(config: TrainingRun, result: FitResult[DenoisingNetwork], pairs: Sequence[Pair], store: Path) -> ModelCard:
+    """What the model folder says of itself; the band equaliser is calibrated here, on the validation pairs."""
+    network, validation = result.network, [pair for pair in pairs if pair.split == "validation"]
+    engine = _engine(network)
+    gains = calibrated_gains(engine, validation, store, network.hu_range)
+    return ModelCard(
+        name=config.name,
+        version=__version__,
+        network=config.network,
+        parameters=parameter_count(network),
+        hu_range=(network.hu_range.low, network.hu_range.high),
+        stride=STRIDE,
+        steps=result.best_step,
+        versions=versions(),
+        band_gains=gains,
+        metrics=card_metrics(engine, gains, validation, store, network.hu_range),
+        sha256={},
+        **facts_of_training(config, [pair for pair in pairs if pair.split == "train"], store),
+    )
+
+
+def facts_of_training(config: TrainingRun, trained_on: Sequence[Pair], store: Path) -> dict[str, Any]:
+    """The fields of the card that do not depend on the network that came out."""
+    doses = tuple(sorted({pair.dose_fraction for pair in trained_on if pair.dose_fraction is not None}))
+    kernels = tuple(sorted({pair.kernel for pair in trained_on if pair.kernel}))
+    pixel_mm = _range(pair.pixel_mm for pair in trained_on)
+    assert pixel_mm is not None
+    return {
+        "format": FORMAT,
+        "training_data": config.training_data,
+        "training_pairs": len(trained_on),
+        "training_patients": len({pair.patient for pair in trained_on}),
+        "data_sha256": data_sha256(trained_on),
+        "dose_fractions": doses,
+        "kernels": kernels,
+        "pixel_mm": pixel_mm,
+        "slice_mm": _range(pair.slice_mm for pair in trained_on),
+        "photons": _range(pair.photons for pair in trained_on),
+        "noise_hu": noise_of_inputs_hu(trained_on, store),
+        "training_config": public_config(config.model_dump(mode="json")),
+        "training_config_hash": config.hash(),
+        "licence": LICENCE,
+        "intended_use": config.intended_use,
+        "limits": _limits(doses, kernels, pixel_mm),
+    }
+
+
+def data_sha256(pairs: Iterable[Pair]) -> str:
+    """One hash of what pairs hold, whatever their order and names: of the sha256 of each one's pixels, sorted, one a line."""
+    return hashlib.sha256("\n".join(sorted(pair.sha256 for pair in pairs)).encode()).hexdigest()
+
+
+def calibrated_gains(engine: Engine, validation: Sequence[Pair], store: Path, hu_range: HURange) -> BandGains | None:
+    """The band equaliser of a network, on validation pairs spread over those there are; None if none of them shows a body."""
+    chosen = _spread(validation, CALIBRATION_SLICES)
+    slices = []
+    for pair in chosen:
+        noisy, reference = _cropped(pair.images(store)[:2])
+        unit = hu_range.to_unit(noisy)
+        output = hu_range.to_hu(engine(unit))
+        slices.append(CalibrationSlice(hu_range.to_hu(unit), output, reference, _body(noisy, reference, pair)))
+    try:
+        equaliser = calibrate_equaliser(slices)
+    except DataError:
+        return None
+    return BandGains(
+        levels=tuple(round(level, 4) for level in equaliser.levels),
+        gains=tuple(tuple(round(gain, 4) for gain in of_level) for of_level in equaliser.gains),
+        pairs=len(chosen),
+        patients=len({pair.patient for pair in chosen}),
+        data_sha256=data_sha256(chosen),
+    )
+
+
+def card_metrics(
+    engine: Engine, gains: BandGains | None, validation: Sequence[Pair], store: Path, hu_range: HURange
+) -> dict[str, float | None]:
+    """The measures that training goes by, of the network and of the network with the equaliser at full strength."""
+    crops = [
+        [image[0, 0].numpy() for image in (inputs, targets)]
+        for inputs, targets in validation_set(list(validation), store, hu_range)
+    ]
+    images = [[hu_range.to_hu(unit) for unit in (engine(noisy), target, noisy)] for noisy, target in crops]
+    measures = compared([(output, target) for output, target, _ in images])
+    if gains is not None:
+        equalised = [(gains.equaliser.apply(output, noisy, strength=1.0), target) for output, target, noisy in images]
+        measures |= {_with_texture(name): value for name, value in compared(equalised).items()}
+    rounded: dict[str, float | None] = json_safe({name: round(value, 4) for name, value in measures.items()})
+    return rounded
+
+
+def _with_texture(name: str) -> str:
+    """The key of a measure of images that were equalised: the protocol stays where it is."""
+    return f"{name.removesuffix(']')},texture 1]" if name.endswith("]") else f"{name}[texture 1]"
+
+
+def noise_of_inputs_hu(pairs: Sequence[Pair], store: Path) -> tuple[float, float] | None:
+    """Least and most noise of low-dose images in the body; None if none of them shows a body."""
+    found = []
+    for pair in _spread(pairs, NOISE_SLICES):
+        noisy, reference = _cropped(pair.images(store)[:2])
+        level = median_noise_hu(noisy, _body(noisy, reference, pair))
+        found.append(None if level is None else round(level, 2))
+    return _range(found)
+
+
+def _body(noisy: NDArray[np.float32], reference: NDArray[np.float32], pair: Pair) -> NDArray[np.bool_]:
+    return View.make(noisy, reference, pixel_mm=pair.pixel_mm, padding=None).body
+
+
+def _engine(network: DenoisingNetwork) -> Engine:
+    network.eval()
+
+    def run(unit: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return network(torch.from_numpy(unit[None, None]))[0, 0].numpy()
+
+    return run
+
+
+def _cropped(images: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Images of whole strides: a rest at the lower and right edge is left out. Shape: (image, y, x)."""
+    rows, columns = (length // STRIDE * STRIDE for length in images.shape[-2:])
+    return images[:, :rows, :columns].astype(np.float32)
+
+
+def _spread(pairs: Sequence[Pair], most: int) -> list[Pair]:
+    """At most so many pairs, evenly over all; the same each time."""
+    return [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))]
+
+
+def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else None
+
+
+def public_config(value: Any) -> Any:
+    """A configuration as it may travel: without the keys of `NAMING`, and of a kernel's file the name alone."""
+    if isinstance(value, dict):
+        return {key: public_config(item) for key, item in value.items() if key not in NAMING}
+    if isinstance(value, list):
+        return [public_config(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.lower().endswith((".yaml", ".yml")) else value
+
+
+def _limits(doses: Sequence[float], kernels: Sequence[str], pixel_mm: tuple[float, float]) -> str:
+    """What the card warns of, from what the network was trained on."""
+    kinds = f"doses of {min(doses):.0%} to {max(doses):.0%} of the normal one" if doses else "doses that the data do not tell"
+    return (
+        f"Trained on {kinds}, on the kernels {', '.join(kernels) or 'that the data do not tell'} and on pixels of "
+        f"{pixel_mm[0]:.2f} to {pixel_mm[1]:.2f} mm; elsewhere it was not tried. What noise hides is not brought back: structure "
+        "as faint as the noise may be smoothed away, and with texture above 0 what is left of noise is raised with it."
+    )
