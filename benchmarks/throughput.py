@@ -14,8 +14,8 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -29,9 +29,9 @@ from finegrain.config import LossConfig, NetworkConfig, TrainConfig, config_of
 from finegrain.files import write_whole
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.skeleton import ImageNetwork, build_network
-from finegrain.pairs.dataset import PatchSampler
+from finegrain.pairs.dataset import Batch
 from finegrain.pairs.manifest import Pair, read_manifest
-from finegrain.train.loop import fit
+from finegrain.train import loop
 
 PATCH = 64
 ROUNDS = 3
@@ -77,16 +77,16 @@ class Settings:
 
 @dataclass
 class Timing:
-    """The steps of a network that count: seconds of each, seconds of each in the sampler, and the most memory in bytes."""
+    """The steps of a network that count: seconds of each, seconds that each waited for its batch, and the most memory in bytes."""
 
     step_seconds: list[float] = field(default_factory=list)
-    sampler_seconds: list[float] = field(default_factory=list)
+    waiting_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
     def add(self, other: Timing) -> None:
         """Another round."""
         self.step_seconds += other.step_seconds
-        self.sampler_seconds += other.sampler_seconds
+        self.waiting_seconds += other.waiting_seconds
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
 
@@ -101,28 +101,30 @@ def time_fit(build: Builder, pairs: list[Pair], store: Path, settings: Settings)
 
     if settings.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as run, _timed_sampler() as waits:
-        fit(build(), pairs, store, train=settings.train(), loss=LossConfig(), run_folder=Path(run), progress=after_step)
+    with tempfile.TemporaryDirectory() as run, _timed_batches() as waits:
+        loop.fit(build(), pairs, store, train=settings.train(), loss=LossConfig(), run_folder=Path(run), progress=after_step)
     seconds = [after - before for before, after in pairwise(ends)]
     return Timing(seconds[:-1], waits[1:-1], peaks[-2])
 
 
 @contextmanager
-def _timed_sampler() -> Iterator[list[float]]:
-    """Inside, each batch that a sampler makes leaves its seconds in the list."""
-    made, seconds = PatchSampler.batch_at, list[float]()
+def _timed_batches() -> Iterator[list[float]]:
+    """Inside, each batch that `fit` asks for leaves in the list the seconds that it waited."""
+    given, seconds = loop.batches_ahead, list[float]()
 
-    def timed(*arguments: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        batch = made(*arguments, **named)
-        seconds.append(time.perf_counter() - started)
-        return batch
+    def timed(*arguments: Any) -> Generator[Batch, None, None]:
+        with closing(given(*arguments)) as batches:
+            asked = time.perf_counter()
+            for batch in batches:
+                seconds.append(time.perf_counter() - asked)
+                yield batch
+                asked = time.perf_counter()
 
-    PatchSampler.batch_at = timed  # type: ignore[method-assign]
+    loop.batches_ahead = timed
     try:
         yield seconds
     finally:
-        PatchSampler.batch_at = made  # type: ignore[method-assign]
+        loop.batches_ahead = given
 
 
 def grown_bytes(build: Builder, pairs: list[Pair], store: Path, settings: Settings) -> int:
@@ -164,7 +166,7 @@ def rows_of(timings: dict[str, Timing], networks: dict[str, ImageNetwork], batch
             "gmac_per_patch": count_network_macs(networks[name], size=PATCH) / 1e9,
             "steps_per_second": per_second[name] / batch,
             "patches_per_second": per_second[name],
-            "waiting_share": sum(timing.sampler_seconds) / sum(timing.step_seconds),
+            "waiting_share": sum(timing.waiting_seconds) / sum(timing.step_seconds),
             "peak_mb": timing.peak_bytes / 1e6,
             **{f"ratio_to_{peer}": per_second[name] / per_second[peer] for peer in AGAINST},
         }

@@ -54,7 +54,7 @@ BLENDS = (0.1, 0.2, 0.3, 0.5)
 EQUALISERS = (0.5, 1.0)
 """Strengths of the band equaliser on the same output: another free way."""
 
-PROGRAM = ("denoise.py", "equaliser.py", "frequency.py", "hu.py", "networks/*.py", "evaluate/*.py")
+PROGRAM = ("acquisition.py", "denoise.py", "equaliser.py", "frequency.py", "hu.py", "networks/*.py", "evaluate/*.py")
 """What denoises and measures: when it changes, slices are done again."""
 
 FEW_PATIENTS, FEW_SLICES = 20, 5000

@@ -8,8 +8,10 @@ import torch
 
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.errors import DataError
+from finegrain.hu import HURange
 from finegrain.networks.skeleton import build_network
-from finegrain.train.loop import fit, schedule
+from finegrain.pairs.dataset import PatchSampler
+from finegrain.train.loop import batches_ahead, fit, schedule
 
 NETWORK = NetworkConfig(family="hybrid", channels=(8, 24, 24), blocks=(1, 1, 1), heads=(2, 2))
 TRAIN = TrainConfig(steps=12, batch=2, patch=32, warmup=2, validate_every=4, threads=1, learning_rate=2e-3)
@@ -119,6 +121,24 @@ def test_a_gradient_that_overflows_stops_the_run_before_it_reaches_the_weights(p
         fit(network, pairs, tmp_path, train=TRAIN, loss=LossConfig(), run_folder=tmp_path / "run")
     held = torch.load(tmp_path / "run" / "nan-batch.pt", weights_only=True)["network"]
     assert all(torch.equal(held[name], value) for name, value in before.items())
+
+
+def test_batches_that_are_cut_ahead_are_those_of_their_steps(pairs, tmp_path):
+    sampler = PatchSampler(pairs, tmp_path, patch=32, batch=4, hu_range=HURange(), seed=0)
+    steps, part = range(3, 8), slice(1, None, 2)
+    batches = list(batches_ahead(sampler, steps, part))
+    assert len(batches) == len(steps)
+    for step, batch in zip(steps, batches, strict=True):
+        assert all(ours.equal(theirs) for ours, theirs in zip(batch, sampler.batch_at(step, part), strict=True))
+
+
+def test_what_goes_wrong_ahead_is_told_at_its_step(pairs, tmp_path):
+    sampler = PatchSampler(pairs, tmp_path, patch=32, batch=4, hu_range=HURange(), seed=0)
+    batches = batches_ahead(sampler, range(9), slice(None))
+    next(batches)
+    sampler.batch_at = None
+    with pytest.raises(TypeError):
+        list(batches)
 
 
 def test_training_needs_pairs_on_both_sides(pairs, tmp_path):

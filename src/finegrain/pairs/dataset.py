@@ -18,7 +18,7 @@ from finegrain.errors import ConfigError, DataError
 from finegrain.hu import HURange
 from finegrain.pairs.balance import balanced_weights
 from finegrain.pairs.manifest import Pair, balance_factors, open_shard
-from finegrain.simulate.fbp import KERNELS
+from finegrain.simulate.fbp import kernel_of_header
 
 BODY_HU = -950.0
 """A cell whose mean is above this is body; aerated lung lies at −900 to −700 HU, air around the patient near −1000."""
@@ -104,7 +104,7 @@ class PatchSampler:
         # Neighbours in this order are alike, which is what makes systematic sampling even.
         self._pairs = sorted(pairs, key=lambda pair: (pair.dose_fraction or 0, pair.region, pair.kernel, pair.patient, pair.key))
         self._cumulative = np.cumsum(balanced_weights(balance_factors(self._pairs)))
-        self._half_per_mm = {name: KERNELS[name].half_per_mm for name in {pair.kernel for pair in pairs} & KERNELS.keys()}
+        self._half_per_mm = {name: _half_per_mm(name) for name in {pair.kernel for pair in pairs}}
         self._mapped: OrderedDict[str, NDArray[np.int16]] = OrderedDict()
         for pair in {(pair.shard, pair.rows, pair.columns): pair for pair in self._pairs}.values():
             shape = (pair.rows, pair.columns) if pair.rows and pair.columns else pair.images(folder).shape[1:]
@@ -169,7 +169,7 @@ class PatchSampler:
 
     def _told(self, pair: Pair, *, dose: float | None, kernel: bool) -> Acquisition:
         """What the network is told of a patch."""
-        half_per_mm = self._half_per_mm.get(pair.kernel) if kernel else None
+        half_per_mm = self._half_per_mm[pair.kernel] if kernel else None
         return Acquisition(dose, half_per_mm, pair.pixel_mm if half_per_mm else None)
 
     def _images(self, pair: Pair) -> NDArray[np.int16]:
@@ -183,6 +183,14 @@ class PatchSampler:
                 self._mapped.popitem(last=False)
         self._mapped[pair.shard] = shard
         return shard[pair.index]
+
+
+def _half_per_mm(kernel: str) -> float | None:
+    """Where a kernel passes one half, found by its name as for a series that is denoised; None if it is not known."""
+    try:
+        return kernel_of_header(kernel).half_per_mm
+    except ConfigError:
+        return None
 
 
 def _body_share(image: NDArray[np.int16]) -> float:

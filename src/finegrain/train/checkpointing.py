@@ -38,6 +38,8 @@ class Course:
     best_step: int = 0
     best_error: float = math.inf
     seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds of these in which the next batch was not there yet."""
     loss_sum: float = 0.0
     """Of the steps since the last validation."""
     loss_count: int = 0
@@ -54,7 +56,9 @@ class Course:
         """A row of the history, with the mean loss since the last one and the time that is left of all `steps`."""
         row = {"step": self.step, "loss": self.loss_sum / self.loss_count, **measures, "lr": rate}
         left = self.seconds / self.step * (steps - self.step)
-        self.history.append({**row, "seconds": round(self.seconds, 1), "seconds_left": round(left, 1)})
+        self.history.append(
+            {**row, "seconds": round(self.seconds, 1), "seconds_left": round(left, 1), "seconds_waiting": round(self.waiting, 2)}
+        )
         self.loss_sum, self.loss_count = 0.0, 0
 
 

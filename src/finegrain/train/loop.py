@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from finegrain.config import LossConfig, TrainConfig
 from finegrain.errors import DataError
 from finegrain.networks.skeleton import ImageNetwork
-from finegrain.pairs.dataset import PatchSampler
+from finegrain.pairs.dataset import Batch, PatchSampler
 from finegrain.pairs.manifest import Pair
 from finegrain.train.checkpointing import CHECKPOINT, Checkpoint, Course, check_run_folder, run_fingerprint, write_tensors
 from finegrain.train.loss import DualDomainLoss
@@ -31,6 +33,9 @@ Network = TypeVar("Network", bound=ImageNetwork)
 
 Progress = Callable[[int, dict[str, float]], None]
 """Called with the number of finished steps and the latest figures."""
+
+AHEAD = 2
+"""Batches that are cut before they are asked for; a default, taken from nowhere."""
 
 NAN_BATCH = "nan-batch.pt"
 """What `fit` leaves of a step that came out infinite: its number, batch, pairs, and the weights it started from."""
@@ -98,13 +103,16 @@ def fit(
             record = stack.enter_context(RunRecord(run_folder, course, tensorboard=train.tensorboard)) if ranks.is_first else None
         trained = ranks.trained(network, compiled=train.compile)
         network.train()
+        batches = stack.enter_context(closing(batches_ahead(sampler, range(course.step, train.steps), ranks.part)))
         started = time.perf_counter() - course.seconds
 
         for step in range(course.step, train.steps):
             rate = train.learning_rate * schedule(step, train)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            batch = sampler.batch_at(step, ranks.part)
+            asked = time.perf_counter()
+            batch = next(batches)
+            course.waiting += time.perf_counter() - asked
             inputs, targets = (ranks.placed(images) for images in (batch.inputs, batch.targets))
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=train.bf16):
                 outputs = trained(inputs, batch.acquisition.to(ranks.device))
@@ -115,6 +123,7 @@ def fit(
             mean_error, stops = ranks.agree(error, stops=stop.number is not None)
             if not math.isfinite(mean_error + norm):
                 if record:
+                    batches.close()  # who cuts ahead shares the sampler
                     with checkpoint.survives_failed_writes():
                         held = {"step": step + 1, **sampler.batch_at(step)._asdict(), "network": network.state_dict()}
                         write_tensors(run_folder / NAN_BATCH, {**held, "pairs": [pair.key for pair in sampler.pairs_at(step)]})
@@ -151,6 +160,16 @@ def fit(
             if stops:
                 raise stop.stopped(run_folder, step=course.step, says=ranks.is_first)
     return FitResult(best.cpu().eval(), course.history, course.best_step, course.seconds)
+
+
+def batches_ahead(sampler: PatchSampler, steps: range, part: slice) -> Generator[Batch, None, None]:
+    """This process's part of the batch of each step, cut in a thread of its own while the steps before are computed."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(sampler.batch_at, step, part) for step in steps[:AHEAD])
+        for step in steps:
+            if step + AHEAD in steps:
+                waiting.append(thread.submit(sampler.batch_at, step + AHEAD, part))
+            yield waiting.popleft().result()
 
 
 def schedule(step: int, train: TrainConfig) -> float:
