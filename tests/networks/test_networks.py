@@ -40,17 +40,27 @@ def _image(rows, columns, seed=0):
     return generator.normal(40, 30, size=(rows, columns)).astype(np.float32)
 
 
-@pytest.mark.parametrize("config", [SMALL, NetworkConfig()])
+@pytest.mark.parametrize("config", [SMALL, NetworkConfig(size="s"), NetworkConfig(size="b")])
 def test_the_families_have_the_same_number_of_parameters_within_two_percent(config):
     counts = [parameter_count(build_network(config.model_copy(update={"family": f}), seed=0)) for f in FAMILIES]
     assert max(counts) <= 1.02 * min(counts)
 
 
+@pytest.mark.parametrize(("size", "least", "most", "macs"), [("s", 0, 150_000, 12e9), ("b", 1.1e6, 1.25e6, 60e9)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_default_size_fits_a_cpu(family):
-    network = build_network(NetworkConfig(family=family), seed=0)
-    assert parameter_count(network) <= 150_000
-    assert count_macs(network, size=512) <= 12e9
+def test_the_sizes_are_what_they_are_said_to_be(family, size, least, most, macs):
+    network = build_network(NetworkConfig(size=size, family=family), seed=0)
+    assert least <= parameter_count(network) <= most
+    assert count_macs(network, size=512) <= macs
+
+
+def test_the_default_is_the_small_size_and_a_size_is_said_once():
+    assert NetworkConfig() == NetworkConfig(size="s")
+    assert NetworkConfig.model_validate(NetworkConfig(size="b").model_dump()) == NetworkConfig(size="b")
+    with pytest.raises(ValueError, match="size s says channels already"):
+        NetworkConfig(size="s", channels=(8, 16, 16))
+    with pytest.raises(ValueError, match="unknown size 'x'; known are s, b"):
+        NetworkConfig(size="x")
 
 
 def test_macs_of_the_convolution_family_are_those_of_pencil_and_paper():

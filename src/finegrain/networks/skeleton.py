@@ -23,8 +23,13 @@ MEAN_SIDE = 9
 """Side in pixels of the neighbourhood whose mean the second input channel is relative to; a default, taken from nowhere."""
 LEAST_NOISE = 1e-3
 """Added to the noise that the second input channel is divided by, in units of FEATURE_HU: a tenth of an HU."""
-SCALE_SIDE = 17
-"""Side in pixels of the neighbourhood that `noise_scale` looks at; a default, taken from nowhere."""
+SCALE_SIDE = 9
+"""Side in pixels of the two boxes, one after the other, that `noise_scale` averages over; a default, taken from nowhere."""
+ROUGHEST = 1.0
+"""What is rougher than this, in units of FEATURE_HU, is an edge and counts as this. Without it, and with one box, metal inserts
+in noise had a square ring around them, noisier than the input."""
+MOST_RELATIVE = 8.0
+"""What differs more from the local mean, in units of the noise there, is an edge and counts as this."""
 
 
 class ImageNetwork(nn.Module):
@@ -89,7 +94,8 @@ class DenoisingNetwork(ImageNetwork):
         scaled = (image + self.hu_range.low / self.hu_range.span) * scale
         half_control, quarter_control = self._control(scaled, acquisition)
         noise = noise_scale(scaled)
-        fine = self.stem(torch.cat([scaled, (scaled - local_mean(scaled)) / (noise + LEAST_NOISE)], dim=1))
+        relative = ((scaled - local_mean(scaled)) / (noise + LEAST_NOISE)).clamp(-MOST_RELATIVE, MOST_RELATIVE)
+        fine = self.stem(torch.cat([scaled, relative], dim=1))
         half = self.to_half(functional.gelu(fine, approximate="tanh"))
         for block in self.encoder:
             half = block(half, half_control)
@@ -125,8 +131,8 @@ def noise_scale(image: Tensor) -> Tensor:
     Shape: (b, 1, h, w), kept.
     """
     rough = image - functional.avg_pool2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    energy = rough.square()
-    for shape in ((SCALE_SIDE, 1), (1, SCALE_SIDE)):
+    energy = rough.clamp(-ROUGHEST, ROUGHEST).square()
+    for shape in ((SCALE_SIDE, 1), (1, SCALE_SIDE)) * 2:
         padding = shape[0] // 2, shape[1] // 2
         energy = functional.avg_pool2d(energy, shape, stride=1, padding=padding, count_include_pad=False)
     return torch.sqrt(energy + 1e-12)
