@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finegrain.acquisition import Acquisition
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.denoise import Denoiser, torch_engine
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
@@ -33,6 +34,7 @@ from finegrain.frequency import Band
 from finegrain.networks.card import file_sha256
 from finegrain.networks.skeleton import STRIDE, build_network
 from finegrain.pairs.manifest import Pair, read_manifest
+from finegrain.simulate.fbp import find_kernel
 from finegrain.train.loop import fit
 
 PROTOCOL, BAND = protocol_named("abdomen-40/400"), Band()
@@ -48,15 +50,20 @@ class Idea:
     loss: LossConfig = LossConfig()
     patch: int = 64
     batch: int = 8
+    trained_as: str = ""
+    """The arm whose network is taken, where only its use differs."""
     turned: bool = False
-    """Whether the answer is the mean over the eight turns and flips of the slice; the network is that of the arm `hybrid`."""
+    """Whether the answer is the mean over the eight turns and flips of the slice."""
+    told: bool = False
+    """Whether the network is told dose and kernel."""
 
 
 IDEAS = {
     "hybrid": Idea(),
     "convolution": Idea("convolution"),
     "attention": Idea("attention"),
-    "hybrid, eight turns": Idea(turned=True),
+    "hybrid, told": Idea(trained_as="hybrid", told=True),
+    "hybrid, eight turns": Idea(trained_as="hybrid", turned=True),
     "coefficient 0.05": Idea(loss=LossConfig(weight=0.05)),
     "coefficient 0.3": Idea(loss=LossConfig(weight=0.3)),
     "adaptive 0.05": Idea(loss=LossConfig(weight=0.05, mode="adaptive")),
@@ -81,20 +88,13 @@ def train(idea: Idea, pairs: list[Pair], store: Path, run: Path, *, steps: int, 
     )
     network = build_network(NetworkConfig(size="s", family=idea.family), seed=seed)  # type: ignore[call-arg, arg-type]
     trained = fit(network, pairs, store, train=settings, loss=idea.loss, run_folder=run).network
-    return Denoiser(torch_engine(trained), hu_range=trained.hu_range, stride=STRIDE)
+    return Denoiser(torch_engine(trained), hu_range=trained.hu_range, stride=STRIDE, takes_acquisition=True)
 
 
-def denoise(denoiser: Denoiser, hu: NDArray[np.float32], *, turned: bool) -> NDArray[np.float32]:
-    """A slice through the network, or the mean over its eight turns and flips."""
-    if not turned:
-        return denoiser.denoise_slice(hu)
-    total = np.zeros(hu.shape, np.float32)
-    for turn in range(4):
-        for flip in (False, True):
-            seen = np.rot90(hu, turn)[:, ::-1] if flip else np.rot90(hu, turn)
-            out = denoiser.denoise_slice(np.ascontiguousarray(seen))
-            total += np.rot90(out[:, ::-1] if flip else out, -turn)
-    return total / np.float32(8)
+def denoise(denoiser: Denoiser, hu: NDArray[np.float32], idea: Idea, pair: Pair) -> NDArray[np.float32]:
+    """A slice through the network, in the way of the arm."""
+    told = Acquisition(pair.dose_fraction, find_kernel(pair.kernel).half_per_mm, pair.pixel_mm) if idea.told else None
+    return (denoiser.thorough() if idea.turned else denoiser).denoise_slice(hu, acquisition=told)
 
 
 def measured(
@@ -104,13 +104,13 @@ def measured(
     slices = []
     for pair in (pair for pair in pairs if pair.split == "validation"):
         noisy, reference = pair.images(store)[:2].astype(np.float32)
-        slices.append(CalibrationSlice(noisy, denoise(denoiser, noisy, turned=idea.turned), reference, body_mask(reference)))
+        slices.append(CalibrationSlice(noisy, denoise(denoiser, noisy, idea, pair), reference, body_mask(reference)))
     equaliser = calibrate_equaliser(slices)
     for pair in (pair for pair in pairs if pair.split == "test"):
         noisy, reference, truth = pair.images(store).astype(np.float32)
         fine = texture_rois(reference, pixel_mm=pair.pixel_mm, band=BAND).fine_texture
         wanted, true = (band_coefficients(image, fine, band=BAND, pixel_mm=pair.pixel_mm) for image in (reference, truth))
-        out = denoise(denoiser, noisy, turned=idea.turned)
+        out = denoise(denoiser, noisy, idea, pair)
         shown = {"alone": out}
         shown |= {f"blend {share:g}": share * noisy + (1 - share) * out for share in BLENDS}
         shown |= {f"texture {strength:g}": equaliser.apply(out, noisy, strength=strength) for strength in TEXTURES}
@@ -124,8 +124,7 @@ def measured(
 def rows_of(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *, steps: int) -> dict[str, dict[str, list[float]]]:
     """{image: {patient: mean measures}} of one arm and seed; kept in WORK for the weights that they belong to."""
     idea = IDEAS[name]
-    trained_as = "hybrid" if idea.turned else name
-    run = work / f"{slug(trained_as)}-{steps}-{seed}"
+    run = work / f"{slug(idea.trained_as or name)}-{steps}-{seed}"
     denoiser = train(idea, pairs, store, run, steps=steps, seed=seed)
     kept, weights = work / f"{slug(name)}-{steps}-{seed}.json", file_sha256(run / "best.safetensors")
     held = json.loads(kept.read_text()) if kept.is_file() else {}

@@ -1,6 +1,6 @@
-"""Whether a denoiser makes a grid of its own: whole slices against tiles and shifts, flat fields without and with noise.
+"""Whether a denoiser makes a grid of its own, or rings: whole slices against tiles and shifts, flat fields, noise, metal in noise.
 
-Run: python benchmarks/invariance.py [MODEL_FOLDER] [--fields 12] [--threads N] [--json FILE]
+Run: python benchmarks/invariance.py [MODEL_FOLDER] [--fields 24] [--threads N] [--json FILE]
      python benchmarks/invariance.py --checkpoint RUN/best.safetensors --family hybrid --size s
 Without a folder, the bundled model. The slice is one of the scan that ships. Prints each number with its limit, where it has one,
 and ends with 1 if a limit is broken. A number from chance comes with its standard error, and it keeps a limit only if it lies
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from finegrain.acquisition import Acquisition
 from finegrain.denoise import Denoiser, load_denoiser, torch_engine
@@ -57,8 +58,28 @@ WINDOWS = 16
 """Every so many pixels lies a border of attention windows: of eight tokens at half resolution; every other also at a quarter."""
 TOKEN = 4
 """Pixels of a token at the coarse scale."""
-TILES = ((64, 16), (128, 32), (192, 64))
+TILES = ((64, 16), (128, 32), (192, 64), (384, 128))
 """Side of tiles, and how far from its borders a tile counts, in pixels."""
+TILE, TILE_STEP = 320, 64
+"""Side of the tiles that are followed by distance from their borders, and pixels from one to the next."""
+BORDER = 128
+"""Pixels from a border from which on what lies beyond it must not matter: ours. The formal reach is larger; what comes from beyond
+passes through several attentions and has faded."""
+NEAR = (64, 96)
+"""Distances at which the same is told without a limit."""
+LONGEST = 1024
+"""Length in pixels of the longest image in which `reach` looks for it."""
+INSERT_SIDE, INSERT_HU = 8, 3071
+"""An insert of metal: its side in pixels, and the highest CT number of twelve bits."""
+INSERT_BLUR = {"sharp": 0.0, "blurred": 0.8}
+"""SD in pixels of what its edges are blurred by; 0.8 is about that of a soft kernel."""
+INSERT_FIELD, INSERT_NOISE_HU = 192, 20.0
+"""Side of the fields with an insert in their middle, and the SD of their noise."""
+INSERT_KERNELS = ("white", "B30f")
+INSERT_FROM, INSERT_TO = 3, 40
+"""Distances in pixels from the insert between which nothing may be noisier than it was; nearer, the edge is kept as it is."""
+RINGS = (*((d, d) for d in range(13)), (13, 16), (17, 24), (25, 32), (33, 40))
+"""First and last distance of the rings shown."""
 SLICE = 4
 """Which of the eight slices of the sample."""
 SAMPLE_KERNEL = "B40f"
@@ -239,11 +260,18 @@ def spectrum_spikes(fields: Image, period: int) -> Spikes:
 # --- measures on slices -----------------------------------------------------------------------------------------------
 
 
-def reach(denoiser: Denoiser, *, length: int = 640) -> int:
+def reach(denoiser: Denoiser, *, longest: int = LONGEST) -> int:
     """How many pixels away an input pixel can still change the output: a line of NaN spreads exactly so far.
 
-    All places of a line within the stride, both axes. `length // 2` if it spreads to the ends of an image of `length` pixels.
+    All places of a line within the stride, both axes. Half of `longest` if it spreads to the ends of an image of that length.
     """
+    half = _spread(denoiser, length=longest // 2)  # enough for most, and half the work
+    found = _spread(denoiser, length=longest) if half is None else half
+    return longest // 2 if found is None else found
+
+
+def _spread(denoiser: Denoiser, *, length: int) -> int | None:
+    """`reach` within an image of one length, as narrow as can be; None if that is too short."""
     stride = denoiser.stride
     told = (Acquisition().numbers()[None],) if denoiser.takes_acquisition else ()
     base = np.random.default_rng(0).normal(0.26, 0.01, (stride, length)).astype(np.float32)
@@ -255,7 +283,7 @@ def reach(denoiser: Denoiser, *, length: int = 640) -> int:
         for image, axis in ((holed, 0), (holed.T, 1)):
             spread = np.flatnonzero(np.isnan(denoiser.engine(np.ascontiguousarray(image)[None, None], *told)[0, 0]).any(axis=axis))
             if spread[0] == 0 or spread[-1] == length - 1:
-                return length // 2
+                return None
             farthest = max(farthest, line - int(spread[0]), int(spread[-1]) - line)
     return farthest
 
@@ -280,17 +308,19 @@ def _origins(side: int, *, tile: int, step: int, stride: int) -> list[int]:
     return sorted({*range(0, side - tile, step // stride * stride), side - tile})
 
 
-def calm_distance(denoiser: Denoiser, hu: Image, whole: Image, *, tile: int) -> int:
-    """Distance in pixels from a tile's borders from which on no pixel differs from the whole slice by more than `LIMIT_HU`."""
+def worst_by_distance(denoiser: Denoiser, hu: Image, whole: Image, *, tile: int, step: int) -> NDArray[np.float64]:
+    """The largest difference from the whole slice at each distance from the borders of a tile, in HU, over all tiles.
+
+    Shape: (tile / 2,), distance 0 first.
+    """
     line = np.minimum(np.arange(tile), np.arange(tile)[::-1])
     distance = np.minimum(line[:, None], line[None, :])
     worst = np.zeros(tile // 2)
-    for row in range(0, hu.shape[0] - tile + 1, denoiser.stride):
-        for column in range(0, hu.shape[1] - tile + 1, denoiser.stride):
+    for row in range(0, hu.shape[0] - tile + 1, step):
+        for column in range(0, hu.shape[1] - tile + 1, step):
             place = np.s_[row : row + tile, column : column + tile]
             np.maximum.at(worst, distance, np.abs(denoiser.denoise_slice(hu[place]) - whole[place]))
-    beyond = np.flatnonzero(worst > LIMIT_HU)
-    return int(beyond[-1]) + 1 if len(beyond) else 0
+    return worst
 
 
 def shifted(denoiser: Denoiser, hu: Image, *, rows: int, columns: int) -> NDArray[np.float32]:
@@ -356,38 +386,100 @@ def flat_deviation(denoiser: Denoiser, level_hu: float, *, margin: int) -> NDArr
     )
 
 
+# --- metal ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InsertFields:
+    """Fields with an insert of metal in the middle, less what they are without noise.
+
+    Attributes:
+        distance: of every pixel from the insert, along rows or columns, whichever is farther; 0 within. Shape: (y, x).
+        given: the noise put in. Shape: (n, y, x).
+        left: what the denoiser made of it.
+    """
+
+    distance: NDArray[np.intp]
+    given: NDArray[np.float32]
+    left: NDArray[np.float32]
+
+    def ratio(self, where: NDArray[np.bool_]) -> Estimate:
+        """SD over the fields of what is left, over that of what was given, in one group of pixels; the error is a jackknife."""
+        left, given = (
+            np.square((fields - fields.mean(axis=0))[:, where], dtype=np.float64).sum(axis=1) for fields in (self.left, self.given)
+        )
+        n = len(left)
+        # A field left out takes n/(n−1) of its square about the mean along, for the mean moves too.
+        without = np.sqrt((left.sum() - left * n / (n - 1)) / (given.sum() - given * n / (n - 1)))
+        return Estimate(float(np.sqrt(left.sum() / given.sum())), float(np.sqrt((n - 1) * without.var())))
+
+    def bias(self, where: NDArray[np.bool_]) -> Estimate:
+        """Mean of what is left over one group of pixels, in HU."""
+        return _over_fields(self.left[:, where].mean(axis=1, dtype=np.float64))
+
+    def ring(self, first: int, last: int) -> NDArray[np.bool_]:
+        """Pixels between two distances, both included."""
+        return (self.distance >= first) & (self.distance <= last)
+
+    def noisiest(self) -> tuple[Estimate, int]:
+        """The largest `ratio` of a ring one pixel wide within the limit's distances, and its distance."""
+        found = [(self.ratio(self.ring(d, d)), d) for d in range(INSERT_FROM, INSERT_TO + 1)]
+        return max(found, key=lambda one: one[0].value)
+
+    def most_biased(self) -> tuple[Estimate, int]:
+        """The `bias` of the ring where it is largest, either way, and its distance."""
+        found = [(self.bias(self.ring(d, d)), d) for d in range(INSERT_FROM, INSERT_TO + 1)]
+        return max(found, key=lambda one: abs(one[0].value))
+
+
+def insert_fields(denoiser: Denoiser, kernel: str, *, blur: float, n: int, size: int = INSERT_FIELD, seed: int = 0) -> InsertFields:
+    """An insert of metal in soft tissue with noise, denoised `n` times."""
+    first = (size - INSERT_SIDE) // 2
+    place = np.arange(size)
+    away = np.maximum(0, np.maximum(first - place, place - (first + INSERT_SIDE - 1)))
+    distance = np.maximum(away[:, None], away[None, :])
+    shape = ndimage.gaussian_filter((distance == 0).astype(np.float64), blur)
+    still = (NOISE_HU + (INSERT_HU - NOISE_HU) * shape).astype(np.float32)
+    amplitude = noise_amplitude(None if kernel == "white" else find_kernel(kernel), size=size)
+    given = np.stack(list(noise_fields(amplitude, sd_hu=INSERT_NOISE_HU, n=n, seed=seed)))
+    left = np.stack([denoiser.denoise_slice(still + noise) - still for noise in given])
+    return InsertFields(distance, given, left)
+
+
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
-def tile_tables(denoiser: Denoiser, hu: Image, reached: int) -> Iterator[Table]:
-    """The slice whole against tiles."""
-    whole = denoiser.denoise_slice(hu)
-    removed = rms((whole - hu)[body_mask(hu)])
-
-    def rows(tiles: Sequence[tuple[int, int]]) -> dict[str, list[Estimate]]:
-        found = {}
-        for tile, margin in tiles:
+def tile_tables(denoiser: Denoiser, images: dict[str, Image], reached: int) -> Iterator[Table]:
+    """Slices whole against tiles."""
+    by_distance, joined = {}, {}
+    for name, hu in images.items():
+        whole = denoiser.denoise_slice(hu)
+        worst = worst_by_distance(denoiser, hu, whole, tile=TILE, step=TILE_STEP)
+        beyond = np.flatnonzero(worst > LIMIT_HU)
+        values = (*(float(worst[d:].max()) for d in (*NEAR, BORDER)), int(beyond[-1]) + 1 if len(beyond) else 0)
+        by_distance[name] = [Estimate(value) for value in values]
+        removed = rms((whole - hu)[body_mask(hu)])
+        for tile, margin in TILES:
             difference = in_tiles(denoiser, hu, tile=tile, margin=margin) - whole
             values = (float(np.abs(difference).max()), rms(difference), 100 * rms(difference) / removed)
-            found[f"tiles of {tile}², {margin} from their borders"] = [Estimate(value) for value in values]
-        return found
-
-    columns = [Column("largest", "HU", LIMIT_HU), Column("RMS", "HU", None, 4), Column("RMS / noise removed", "%", None, 2)]
-    margin = _rounded_up(reached, denoiser.stride // 2)
-    tile = _rounded_up(2 * margin + denoiser.stride, denoiser.stride)
-    exact = rows([(side, margin) for side in (tile, tile + denoiser.stride) if side <= min(hu.shape)])
-    none = {"no tile of this slice has such a middle": [Estimate(np.nan)] * 3}
+            joined[f"{name}, tiles of {tile}², {margin} from their borders"] = [Estimate(value) for value in values]
+    formal = f"{reached} px" if reached < LONGEST // 2 else "not bounded"
     yield Table(
-        "a", f"Whole slice against tiles, farther from their borders than the network reaches: {reached} px", columns, exact or none
+        "a",
+        f"Whole slice against tiles of {TILE}², one every {TILE_STEP} px: largest difference by distance from their borders. "
+        f"The network's formal reach is {formal}",
+        [
+            *(Column(f"from {distance} px on", "HU") for distance in NEAR),
+            Column(f"from {BORDER} px on", "HU", LIMIT_HU),
+            Column(f"below {LIMIT_HU} HU from", "px", None, 0),
+        ],
+        by_distance,
     )
-    near = [Column("largest", "HU"), *columns[1:]]
-    yield Table("a", "The same nearer to the borders, where the network misses what it would see (no limit)", near, rows(TILES))
-    calm = [Estimate(calm_distance(denoiser, hu, whole, tile=256))]
-    title = f"From where on no pixel of a tile is more than {LIMIT_HU} HU off (no limit)"
-    yield Table("a", title, [Column("distance", "px", None, 0)], {"tiles of 256²": calm})
+    columns = [Column("largest", "HU"), Column("RMS", "HU", None, 4), Column("RMS / noise removed", "%", None, 2)]
+    yield Table("a", "Whole slice against tiles put together (no limit)", columns, joined)
 
 
-def shift_tables(denoiser: Denoiser, hu: Image, border: int) -> Iterator[Table]:
+def shift_tables(denoiser: Denoiser, hu: Image, *, border: int) -> Iterator[Table]:
     """The slice against the same slice moved."""
     still, stride = shifted(denoiser, hu, rows=0, columns=0), denoiser.stride
     inner = np.zeros(hu.shape, bool)
@@ -533,29 +625,63 @@ def noise_tables(denoiser: Denoiser, margin: int, *, n: int) -> Iterator[Table]:
     )
 
 
+def insert_tables(denoiser: Denoiser, *, n: int) -> Iterator[Table]:
+    """Metal in noise."""
+    extremes = {}
+    for kernel in INSERT_KERNELS:
+        fields = {edges: insert_fields(denoiser, kernel, blur=blur, n=n) for edges, blur in INSERT_BLUR.items()}
+        for edges, found in fields.items():
+            (ratio, noisiest), (bias, most_biased) = found.noisiest(), found.most_biased()
+            extremes[f"{kernel}, {edges}"] = [ratio, Estimate(noisiest), bias, Estimate(most_biased)]
+        rows = {}
+        for first, last in RINGS:
+            rings = [(found, found.ring(first, last)) for found in fields.values()]
+            sd = float(np.sqrt(fields["sharp"].given[:, rings[0][1]].var(axis=0, ddof=1).mean()))  # the same noise for either
+            values = [Estimate(sd)]
+            for found, ring in rings:
+                ratio = found.ratio(ring)
+                values += [Estimate(ratio.value * sd, ratio.error * sd), found.bias(ring)]
+            rows[f"{first} px" if first == last else f"{first} to {last} px"] = values
+        yield Table(
+            "f",
+            f"Metal, {INSERT_SIDE}² px of {INSERT_HU} HU, in {kernel} noise of {INSERT_NOISE_HU:g} HU, by distance from it; {n} "
+            "fields (no limit; the input has no bias)",
+            [
+                Column("SD before", "HU", None, 1),
+                *(Column(f"{edges}: {name}", "HU", None, 1) for edges in fields for name in ("SD after", "bias")),
+            ],
+            rows,
+        )
+    yield Table(
+        "f",
+        f"The noisiest and the most biased ring from {INSERT_FROM} to {INSERT_TO} px from the metal",
+        [
+            Column("noise after / before", "", 1.0),
+            Column("at", "px", None, 0),
+            Column("bias after", "HU", None, 1),
+            Column("bias at", "px", None, 0),
+        ],
+        extremes,
+    )
+
+
 def _percent(found: Estimate, whole: float = 1.0) -> Estimate:
     return Estimate(100 * found.value / whole, 100 * found.error / whole)
 
 
-def _rounded_up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
 def tables(denoiser: Denoiser, *, fields: int) -> Iterator[Table]:
     """All of them, one after another."""
-    reached = reach(denoiser)
-    # No fields are large enough for a network without bounds; then its borders are part of the answer.
-    margin = min(_rounded_up(reached, denoiser.stride), FIELD // 2 - 2 * denoiser.stride)
     volume = read_series(sample_folder()).part(slice(SLICE, SLICE + 1))
     kernel = find_kernel(SAMPLE_KERNEL)
     exposure = matching_exposure(volume, kernel=kernel)
     low = simulate_low_dose(volume, dose_fraction=0.25, kernel=kernel, exposure=exposure, seed=0)
     hu = volume.hu[0]
-    yield from tile_tables(denoiser, hu, reached)
-    yield from shift_tables(denoiser, hu, min(reached, min(hu.shape) // 2 - denoiser.stride))
+    yield from tile_tables(denoiser, {"slice": hu, "quarter dose": low.hu[0]}, reach(denoiser))
+    yield from shift_tables(denoiser, hu, border=BORDER)
     yield patch_table(denoiser, low.hu[0], hu, pixel_mm=volume.pixel_mm[0])
-    yield flat_table(denoiser, margin)
-    yield from noise_tables(denoiser, margin, n=fields)
+    yield flat_table(denoiser, BORDER)
+    yield from noise_tables(denoiser, BORDER, n=fields)
+    yield from insert_tables(denoiser, n=2 * fields)
 
 
 def checkpoint_denoiser(path: Path, *, family: str, size: str) -> Denoiser:
@@ -576,7 +702,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="weights of a run, instead of a model folder")
     parser.add_argument("--family", default="hybrid")
     parser.add_argument("--size", default="s")
-    parser.add_argument("--fields", type=int, default=12, help="noisy fields of each kind")
+    parser.add_argument("--fields", type=int, default=24, help="noisy fields of each kind; twice as many with metal")
     parser.add_argument("--threads", type=int, help="of ONNX Runtime; all cores by default")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peers import PEERS, build_peer, count_network_macs
+from peers import PEERS, build_peer
 
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig, config_of
 from finegrain.files import write_whole
 from finegrain.networks.blocks import parameter_count
-from finegrain.networks.skeleton import ImageNetwork, build_network
+from finegrain.networks.skeleton import ImageNetwork, build_network, count_macs
 from finegrain.pairs.dataset import Batch
 from finegrain.pairs.manifest import Pair, read_manifest
 from finegrain.train import loop
@@ -163,7 +163,7 @@ def rows_of(timings: dict[str, Timing], networks: dict[str, ImageNetwork], batch
         {
             "network": name,
             "parameters": parameter_count(networks[name]),
-            "gmac_per_patch": count_network_macs(networks[name], size=PATCH) / 1e9,
+            "gmac_per_patch": count_macs(networks[name], size=PATCH) / 1e9,
             "steps_per_second": per_second[name] / batch,
             "patches_per_second": per_second[name],
             "waiting_share": sum(timing.waiting_seconds) / sum(timing.step_seconds),

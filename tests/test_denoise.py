@@ -16,6 +16,7 @@ from finegrain.denoise import Denoiser, Engine, load_denoiser
 from finegrain.equaliser import RINGS, BandEqualiser
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import HURange
+from finegrain.networks.card import ModelCard
 from finegrain.sample import sample_folder
 from finegrain.scan.derived import write_derived_series
 from finegrain.scan.dicom import read_series
@@ -95,6 +96,36 @@ def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
         denoiser.denoise(volume_of(noise_hu(1, 8, 8)), strength=strength)
     with pytest.raises(ConfigError, match="strength must lie in"):
         denoiser.derivation(strength=strength)
+
+
+# --- turns
+
+
+def right_neighbour(unit: Image) -> Image:
+    """Each pixel's right neighbour: an answer that depends on how the slice lies."""
+    return np.roll(unit, -1, axis=-1)
+
+
+def test_a_thorough_denoiser_answers_alike_however_the_slice_lies() -> None:
+    hu = noise_hu(64, 96)
+    plain, thorough = denoiser_of(right_neighbour), denoiser_of(right_neighbour).thorough()
+    for turned in (np.rot90(hu), hu[:, ::-1]):
+        back = np.rot90 if turned.shape != hu.shape else None
+        expected = back(thorough.denoise_slice(hu)) if back else thorough.denoise_slice(hu)[:, ::-1]
+        np.testing.assert_allclose(thorough.denoise_slice(turned), expected, atol=1e-2)
+    assert rmse(plain.denoise_slice(hu[:, ::-1]), plain.denoise_slice(hu)[:, ::-1]) > 10
+
+
+def test_a_thorough_denoiser_gives_the_mean_over_all_turns_and_flips() -> None:
+    hu = noise_hu(64, 96)
+    four = sum(np.roll(hu, shift, axis=axis) for shift in (-1, 1) for axis in (0, 1)) / np.float32(4)
+    np.testing.assert_allclose(denoiser_of(right_neighbour).thorough().denoise_slice(hu), four, atol=1e-2)
+
+
+def test_a_thorough_series_says_so_and_gets_other_uids() -> None:
+    plain = load_denoiser()
+    assert plain.thorough().derivation(strength=1).parameters["turns"] == 8
+    assert "turns" not in plain.derivation(strength=1).parameters
 
 
 # --- sizes
@@ -182,6 +213,51 @@ def test_only_a_network_that_takes_the_acquisition_is_told_it() -> None:
     np.testing.assert_array_equal(told[0], [[1, -2, 0, 0]])
     np.testing.assert_array_equal(told[1], np.zeros((1, 4)))
     denoiser_of(identity).denoise(volume_of(noise_hu(1, 8, 8)), acquisition=acquisition)  # would fail if it were told
+
+
+@pytest.fixture(scope="module")
+def card() -> ModelCard:
+    """The bundled card, as of a network that was trained on 10 to 50 % dose."""
+    bundled = load_denoiser().card
+    assert bundled is not None
+    return bundled.model_copy(update={"dose_fractions": (0.25, 0.1, 0.5)})
+
+
+@pytest.mark.parametrize(("given", "told"), [(0.05, 0.1), (0.1, 0.1), (0.3, 0.3), (0.5, 0.5), (1.0, 0.5)])
+def test_a_dose_outside_the_training_is_told_as_the_nearest_and_noted(card: ModelCard, given: float, told: float) -> None:
+    heard: list[Image] = []
+
+    def listening(unit: Image, acquisition: Image) -> Image:
+        heard.append(acquisition.copy())
+        return unit
+
+    denoiser = Denoiser(listening, hu_range=RANGE, stride=STRIDE, card=card, takes_acquisition=True)
+    acquisition = Acquisition(given, kernel_half_per_mm=0.4, pixel_mm=0.7)
+    denoiser.denoise(volume_of(noise_hu(1, 8, 8)), acquisition=acquisition)
+    np.testing.assert_allclose(heard[0], [[1, np.log2(told), 1, 0.56]], rtol=1e-6)
+    notes = denoiser.notes(acquisition)
+    if told == given:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert f"dose fractions of 0.1 to 0.5; {given:g} was told to it as {told:g}" in note
+    assert denoiser.derivation(strength=1, acquisition=acquisition).parameters["dose_fraction"] == told
+
+
+def test_a_dose_that_is_not_listened_to_is_noted_and_no_dose_is_not(card: ModelCard) -> None:
+    deaf = Denoiser(identity, hu_range=RANGE, stride=STRIDE, card=card)
+    assert "does not listen to the dose" in deaf.notes(Acquisition(dose_fraction=0.05))[0]
+    listening = Denoiser(identity, hu_range=RANGE, stride=STRIDE, card=card, takes_acquisition=True)
+    for denoiser in (deaf, listening):
+        assert denoiser.notes(None) == denoiser.notes(Acquisition(kernel_half_per_mm=0.4, pixel_mm=0.7)) == []
+
+
+@pytest.mark.parametrize("value", [-0.4, 0.0, float("nan"), float("inf")])
+def test_a_kernel_frequency_and_a_pixel_that_cannot_be_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="kernel's frequency"):
+        Acquisition(kernel_half_per_mm=value, pixel_mm=0.7)
+    with pytest.raises(ConfigError, match="pixel size"):
+        Acquisition(kernel_half_per_mm=0.4, pixel_mm=value)
 
 
 # --- values

@@ -33,6 +33,9 @@ class Acquisition:
             raise ConfigError(f"the dose fraction must lie in (0, 1], got {self.dose_fraction}")
         if (self.kernel_half_per_mm is None) != (self.pixel_mm is None):
             raise ConfigError("a kernel's frequency and the pixel size say something together only; give both or neither")
+        for what, value in (("kernel's frequency in cycles/mm", self.kernel_half_per_mm), ("pixel size in mm", self.pixel_mm)):
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"the {what} must be positive and finite, got {value}")
 
     def numbers(self) -> NDArray[np.float32]:
         """Dose known (1 or 0), log₂ of the dose fraction, kernel known, its frequency over Nyquist; 0 for what is not known."""

@@ -388,6 +388,7 @@ class TrainingRun(PairsInput):
     train: TrainConfig = TrainConfig()
     intended_use: str = "Research on noise in CT. Not a medical device; not for diagnosis."
     training_data: str = Field("", description="What the weights may be said to come from: scans, licences, citations.")
+    licence: str = Field("not stated", min_length=1, description="Of the weights that the run makes.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -19,15 +20,10 @@ from finegrain.equaliser import BandEqualiser
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import AIR_HU, HURange
 from finegrain.networks.card import ACQUISITION, ONNX, ModelCard, read_card
+from finegrain.networks.engine import Engine, torch_engine
 from finegrain.networks.onnx_file import check_onnx
 from finegrain.scan.derived import Derivation
 from finegrain.scan.volume import CTVolume
-
-Engine = Callable[..., NDArray[np.float32]]
-"""One padded slice in unit range → the same denoised. Shape: (1, 1, h, w), h and w multiples of the network's stride.
-
-Where the network listens to it, `Acquisition.numbers` is a second argument. Shape: (1, 4).
-"""
 
 BUNDLED = "finegrain-s"
 """Name of the model that ships with the package."""
@@ -50,6 +46,7 @@ class Denoiser:
         card: the model's card, if it came from a folder.
         equaliser: the band equaliser of this network, if it was calibrated.
         takes_acquisition: whether the engine wants the acquisition as a second argument.
+        turns: over how many turns and flips the engine averages; see `thorough`.
     """
 
     def __init__(
@@ -61,14 +58,49 @@ class Denoiser:
         card: ModelCard | None = None,
         equaliser: BandEqualiser | None = None,
         takes_acquisition: bool = False,
+        turns: int = 1,
     ) -> None:
         self.engine, self.hu_range, self.stride, self.card = engine, hu_range, stride, card
-        self.equaliser, self.takes_acquisition = equaliser, takes_acquisition
+        self.equaliser, self.takes_acquisition, self.turns = equaliser, takes_acquisition, turns
 
     @property
     def name(self) -> str:
         """Name and version of the model."""
         return f"{self.card.name} v{self.card.version}" if self.card else "an unnamed network"
+
+    def thorough(self) -> Denoiser:
+        """The same denoiser, eight times as slow: the mean of what it makes of a slice in all its turns and flips.
+
+        What a network errs by depends on how the slice lies, and part of it cancels in the mean.
+        """
+        turned = copy(self)
+        turned.engine, turned.turns = eight_turns(self.engine), 8
+        return turned
+
+    def told(self, acquisition: Acquisition | None) -> Acquisition:
+        """What the network is told of a scan: a dose beyond those of its training as the nearest of them, or it would extrapolate.
+
+        Nothing if it does not listen.
+        """
+        if acquisition is None or not self.takes_acquisition:
+            return Acquisition()
+        dose, trained = acquisition.dose_fraction, self.card.dose_fractions if self.card else ()
+        if dose is None or not trained:
+            return acquisition
+        return replace(acquisition, dose_fraction=min(max(dose, min(trained)), max(trained)))
+
+    def notes(self, acquisition: Acquisition | None) -> list[str]:
+        """What a user should know of what the network is told, a line each."""
+        given = acquisition.dose_fraction if acquisition else None
+        if given is None:
+            return []
+        if not self.takes_acquisition:
+            return [f"{self.name} does not listen to the dose; the dose fraction changed nothing"]
+        told = self.told(acquisition).dose_fraction
+        if told == given or self.card is None:
+            return []
+        low, high = min(self.card.dose_fractions), max(self.card.dose_fractions)
+        return [f"{self.name} was trained on dose fractions of {low:g} to {high:g}; {given:g} was told to it as {told:g}"]
 
     def derivation(self, *, strength: float, texture: float = 0.0, acquisition: Acquisition | None = None) -> Derivation:
         """How a series that this denoiser made is to be described in DICOM."""
@@ -81,12 +113,14 @@ class Denoiser:
             "texture": float(texture),
             "hu_range": list(self.card.hu_range),
         }
+        if self.turns > 1:
+            parameters["turns"] = self.turns
         if texture > 0 and self.equaliser is not None:  # the gains stand in the card, which the hash of the weights does not guard
             gains = json.dumps([self.equaliser.levels, self.equaliser.gains])
             parameters["band_gains"] = hashlib.sha256(gains.encode()).hexdigest()[:12]
-        if self.takes_acquisition and acquisition is not None:
-            told = {"dose_fraction": acquisition.dose_fraction, "kernel_half_per_mm": acquisition.kernel_half_per_mm}
-            parameters |= {name: float(value) for name, value in told.items() if value is not None}
+        told = self.told(acquisition)
+        known = {"dose_fraction": told.dose_fraction, "kernel_half_per_mm": told.kernel_half_per_mm}
+        parameters |= {name: float(value) for name, value in known.items() if value is not None}
         return Derivation(
             kind="denoised",
             model=self.card.name,
@@ -109,7 +143,7 @@ class Denoiser:
         Args:
             strength: 0 gives the input, 1 the full effect.
             texture: 0 gives what the network made, 1 the high-frequency energy of a normal dose.
-            acquisition: what is known of the scan; a network that does not listen to it is not told.
+            acquisition: what is known of the scan; see `told` for what of it the network is told.
 
         Raises: ModelError if the network's answer is not finite, or for `texture` where no gains were calibrated.
         """
@@ -119,9 +153,8 @@ class Denoiser:
         below, right = -rows % self.stride, -columns % self.stride
         mode: Any = "reflect" if min(rows, columns) > max(below, right) else "edge"
         padded = np.pad(unit, ((0, below), (0, right)), mode=mode)[None, None]
-        answer = (
-            self.engine(padded, (acquisition or Acquisition()).numbers()[None]) if self.takes_acquisition else self.engine(padded)
-        )
+        told = (self.told(acquisition).numbers()[None],) if self.takes_acquisition else ()
+        answer = self.engine(padded, *told)
         if answer.shape != padded.shape:
             raise ModelError(
                 f"the network was shown {padded.shape} and answered {answer.shape}, expected the same; check the model"
@@ -197,6 +230,20 @@ def load_denoiser(folder: Path | None = None, *, threads: int | None = None) -> 
     )
 
 
+def eight_turns(engine: Engine) -> Engine:
+    """An engine that gives the mean over the four quarter turns of a slice and of its mirror image."""
+
+    def run(unit: NDArray[np.float32], *told: NDArray[np.float32]) -> NDArray[np.float32]:
+        total = np.zeros_like(unit)
+        for turn in range(4):
+            turned = np.rot90(unit, turn, axes=(-2, -1))
+            total += np.rot90(engine(turned, *told), -turn, axes=(-2, -1))
+            total += np.rot90(engine(turned[..., ::-1], *told)[..., ::-1], -turn, axes=(-2, -1))
+        return total / np.float32(8)
+
+    return run
+
+
 def bundled_model() -> Path:
     """Folder of the weights that ship with the package."""
     return Path(str(files("finegrain"))) / "weights" / BUNDLED
@@ -217,7 +264,11 @@ def _session(path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own for every way a file can be wrong
-        raise ModelError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{path} cannot be loaded by ONNX Runtime: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _engine_of(session: Any, path: Path) -> Engine:
@@ -230,35 +281,26 @@ def _engine_of(session: Any, path: Path) -> Engine:
         fed = {images[0]: np.ascontiguousarray(unit)}
         if ACQUISITION in names:
             fed[ACQUISITION] = np.zeros((1, ACQUISITION_NUMBERS), np.float32) if acquisition is None else acquisition
-        return session.run(None, fed)[0]
+        try:
+            return session.run(None, fed)[0]
+        except Exception as error:  # as in `_session`
+            rows, columns = unit.shape[-2:]
+            raise ModelError(f"{path} cannot compute {rows} × {columns} pixels by ONNX Runtime: {_first_line(error)}") from None
 
     return run
 
 
-def torch_engine(network: Any) -> Engine:
-    """An engine on a torch network, for the networks of a study."""
-    import torch
-
-    network.eval()
-
-    def run(unit: NDArray[np.float32], acquisition: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        given = (unit,) if acquisition is None else (unit, acquisition)
-        with torch.inference_mode():
-            return network(*(torch.from_numpy(np.ascontiguousarray(one)) for one in given)).numpy()
-
-    return run
-
-
-def onnx_torch_difference_hu(folder: Path, volume: CTVolume) -> float:
-    """The largest difference between a model's two files over the slices of a volume, in HU; needs torch.
+def onnx_torch_difference_hu(by_onnx: Denoiser, folder: Path, volume: CTVolume) -> float:
+    """The largest difference in HU between what a folder's denoiser and its torch weights make of a volume; needs torch.
 
     A network that listens to the acquisition is compared with a told one.
     """
-    from finegrain.networks.checkpoint import load_network
+    from finegrain.networks.checkpoint import network_of
 
-    by_onnx = load_denoiser(folder)
+    assert by_onnx.card is not None
     by_torch = Denoiser(
-        torch_engine(load_network(folder)),
+        torch_engine(network_of(by_onnx.card, folder)),
+        card=by_onnx.card,
         hu_range=by_onnx.hu_range,
         stride=by_onnx.stride,
         takes_acquisition=by_onnx.takes_acquisition,

@@ -16,15 +16,24 @@ import torch
 from finegrain.acquisition import Acquisition
 from finegrain.cli import main
 from finegrain.config import NetworkConfig
-from finegrain.denoise import LARGEST_DIFFERENCE_HU, Denoiser, load_denoiser, onnx_engine, onnx_torch_difference_hu, torch_engine
+from finegrain.denoise import (
+    LARGEST_DIFFERENCE_HU,
+    Denoiser,
+    bundled_model,
+    load_denoiser,
+    onnx_engine,
+    onnx_torch_difference_hu,
+    torch_engine,
+)
 from finegrain.errors import ModelError
 from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import FORMAT, BandGains, ModelCard, card_rows, read_card, write_card
 from finegrain.networks.checkpoint import load_network, save_model
-from finegrain.networks.skeleton import STRIDE, build_network
+from finegrain.networks.skeleton import STRIDE, DenoisingNetwork, build_network
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
+from finegrain.scan.volume import CTVolume
 
 FAMILIES = ("convolution", "attention", "hybrid")
 SMALL = NetworkConfig(channels=(8, 24, 24), blocks=(0, 1, 1), heads=(2, 2))
@@ -55,7 +64,7 @@ def _card(network, **changes):
         "training_pairs": 1,
         "training_patients": 1,
         "data_sha256": "0" * 64,
-        "dose_fractions": (0.25,),
+        "dose_fractions": (0.1, 0.25),
         "kernels": ("B30f",),
         "pixel_mm": (0.7, 0.7),
         "slice_mm": None,
@@ -189,9 +198,12 @@ def test_a_missing_field_is_refused_in_one_line_that_names_it(folder, name):
     [
         ({"format": 2}, "expected the field 'format' to be 1, got 2"),
         ({"format": "1"}, "format"),
+        ({"format": True}, "expected the field 'format' to be 1, got True"),
         ({"smile": True}, "'smile' is not known"),
         ({"hu_range": [1, 1]}, "hu_range must be a rising pair"),
         ({"stride": 0}, "stride"),
+        ({"stride": 10**7}, "stride"),
+        ({"dose_fractions": [0.25, 0]}, "dose_fractions"),
         ({"sha256": {}}, "no sha256 of model.onnx"),
         ({"sha256": {"model.onnx": "0" * 63}}, "sha256.model.onnx"),
         ({"sha256": {"model.onnx": "0" * 64}}, "altered"),
@@ -285,6 +297,26 @@ def test_a_number_of_parameters_that_is_not_the_networks_is_refused(folder):
         load_network(folder)
 
 
+@pytest.mark.parametrize(
+    ("channels", "parameters", "word"),
+    [
+        (200_000, 134_789, "this finegrain builds"),  # 2.5 TB, if it were built to be counted
+        (200_000, None, "too few for"),
+        (2**40, 134_789, "cannot be built"),
+        (10**20, 134_789, "cannot be built"),
+    ],
+)
+def test_a_network_too_large_for_its_file_is_refused_before_it_is_built(folder, channels, parameters, word):
+    network = {"family": "convolution", "channels": [channels] * 3, "blocks": [0, 0, 0], "heads": [1, 1]}
+    if parameters is None:
+        with torch.device("meta"):
+            parameters = parameter_count(DenoisingNetwork(NetworkConfig(**network)))
+    _change_card(folder, network=network, parameters=parameters)
+    with pytest.raises(ModelError, match=word) as refused:
+        load_network(folder)
+    assert "\n" not in str(refused.value)
+
+
 def _keep_outside(model):
     tensor = model.graph.initializer[0]
     onnx.external_data_helper.set_external_data(tensor, location="numbers.bin")
@@ -323,6 +355,29 @@ def test_an_onnx_file_that_reaches_beyond_itself_is_refused(folder, change, word
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        (b"\x0a\x02\xff\xfe", "'\ufffd\ufffd'"),  # no UTF-8
+        (b"\x08\x80\x80\x80\x80\x80\x20", "'no text'"),  # the number 2⁴⁰, so many bytes if it were taken for a length
+        (b"\x0a\x04\x1b[2J", r"'\\x1b\[2J'"),
+    ],
+)
+def test_an_onnx_domain_that_is_no_text_is_refused_in_one_line(folder, field, shown):
+    crafted = (folder / "model.onnx").read_bytes() + b"\x42" + bytes([len(field)]) + field  # 8 of a model: its operator sets
+    _replace(folder, "model.onnx", crafted)
+    with pytest.raises(ModelError, match=f"operators of the domain {shown}") as refused:
+        load_denoiser(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_size_that_onnx_cannot_compute_is_refused_in_one_line(folder):
+    _change_card(folder, stride=1)
+    with pytest.raises(ModelError, match=r"model\.onnx cannot compute 50 × 50 pixels") as refused:
+        load_denoiser(folder).denoise_slice(np.zeros((50, 50), np.float32))
+    assert "\n" not in str(refused.value)
+
+
 def test_what_onnx_runtime_cannot_load_is_refused(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"garbage")
     with pytest.raises(ModelError, match="ONNX Runtime"):
@@ -339,8 +394,25 @@ def _run_model(monkeypatch, folder):
     return ended.value.code
 
 
-def test_the_command_compares_onnx_with_torch_on_the_sample(saved, monkeypatch, capsys):
+def test_the_bundled_weights_are_those_of_the_network_and_onnx_computes_with_them(slice_hu):
+    network, denoiser = load_network(bundled_model()), load_denoiser(threads=1)
+    assert denoiser.card is not None
+    assert parameter_count(network) == denoiser.card.parameters
+    one = CTVolume.from_array(slice_hu[None], pixel_mm=0.7, slice_mm=3)
+    assert onnx_torch_difference_hu(denoiser, bundled_model(), one) <= LARGEST_DIFFERENCE_HU
+    assert np.abs(denoiser.denoise_slice(slice_hu) - slice_hu).max() > 10
+
+
+def test_the_command_compares_onnx_with_torch_on_the_sample_and_hashes_each_file_once(saved, monkeypatch, capsys):
+    hashed, digest = [], hashlib.file_digest
+
+    def counting(file, algorithm):
+        hashed.append(Path(file.name).name)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
     assert _run_model(monkeypatch, saved[1] / "convolution") in (None, 0)
+    assert sorted(hashed) == ["model.onnx", "model.safetensors"]
     said = capsys.readouterr().out
     assert "test v0" in said
     assert "on 8 slices of the sample" in said
@@ -352,7 +424,7 @@ def test_weights_that_onnx_does_not_compute_with_end_the_command_in_one_line(sav
     tensors["head.3.bias"] += 0.1
     _replace(folder, "model.safetensors", safetensors.torch.save(tensors))
     one = read_series(sample_folder()).part(slice(0, 1))
-    assert onnx_torch_difference_hu(folder, one) > 1
+    assert onnx_torch_difference_hu(load_denoiser(folder), folder, one) > 1
     assert _run_model(monkeypatch, folder) == 2
     errors = capsys.readouterr().err
     assert "ONNX and torch differ" in errors

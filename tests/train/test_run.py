@@ -2,17 +2,25 @@
 
 import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from finegrain.config import TrainingRun, load_config
+from finegrain.acquisition import Acquisition
+from finegrain.config import TrainingRun, config_of, load_config
 from finegrain.denoise import load_denoiser
 from finegrain.errors import ConfigError, DataError
 from finegrain.networks.card import read_card
+from finegrain.networks.skeleton import build_network
+from finegrain.pairs.build import build_pairs
 from finegrain.pairs.manifest import Pair, read_manifest
-from finegrain.train.describe import data_sha256, public_config
+from finegrain.simulate.fbp import find_kernel
+from finegrain.simulate.kernel_fit import save_kernel
+from finegrain.train.describe import card_of_run, data_sha256, public_config
+from finegrain.train.loop import FitResult
 from finegrain.train.run import run_training
 
 CONFIG = {
@@ -96,12 +104,35 @@ def test_the_measures_of_the_card_are_those_of_the_best_step_and_gains_bring_ene
     rows = [json.loads(line) for line in (folder.parent / "history.jsonl").read_text().splitlines()]
     best = min(rows, key=lambda row: row["rmse_hu"])
     assert card.steps == best["step"]
-    plain = {name: value for name, value in card.metrics.items() if "texture" not in name}
+    plain = {name: value for name, value in card.metrics.items() if "texture" not in name and "told" not in name}
     assert plain == {name: pytest.approx(best[name], abs=2e-3) for name in plain}
     assert {"rmse_hu", "psnr_db[abdomen-40/400]", "hf_ratio", "hf_coherence"} == plain.keys()
     before, after = card.metrics["hf_ratio"], card.metrics["hf_ratio[texture 1]"]
     assert abs(np.log(after)) < 0.5 * abs(np.log(before))
     assert "psnr_db[abdomen-40/400,texture 1]" in card.metrics
+
+
+def test_the_psnr_of_a_told_network_is_what_telling_it_the_truth_gives(run):
+    folder, _, _ = run
+    card, store = read_card(folder), folder.parent / "pairs"
+    pair = next(pair for pair in read_manifest(store) if pair.split == "validation")
+    assert pair.kernel == "B30f"
+    half_per_mm = find_kernel("B30f").half_per_mm
+    noisy, normal = pair.images(store)[:2].astype(np.float32)
+    denoiser = load_denoiser(folder, threads=1)
+    for key, dose in (("kernel told", None), ("dose and kernel told", pair.dose_fraction)):
+        output = denoiser.denoise_slice(noisy, acquisition=Acquisition(dose, half_per_mm, pair.pixel_mm))
+        error = np.mean((np.clip(output, -160, 240) - np.clip(normal, -160, 240)) ** 2, dtype=np.float64)
+        assert card.metrics[f"psnr_db[abdomen-40/400,{key}]"] == pytest.approx(10 * np.log10(400**2 / error), abs=2e-3)
+
+
+def test_the_licence_is_the_one_that_the_run_states(run, tmp_path):
+    folder, _, _ = run
+    assert read_card(folder).licence == "not stated"
+    shipped = load_config(Path(__file__).parents[2] / "configs" / "train-finegrain-s.yaml", TrainingRun)
+    assert shipped.licence == "Apache-2.0"
+    with pytest.raises(ConfigError, match="licence"):
+        config_of(TrainingRun, {**CONFIG, "licence": ""})
 
 
 def test_neither_order_nor_names_of_pairs_change_their_hash():
@@ -116,8 +147,28 @@ def test_no_path_and_no_name_of_a_patient_is_on_the_card(tmp_path):
     whole = load_config(tmp_path / "run.yaml", TrainingRun).model_dump(mode="json")
     told = json.dumps(public_config(whole))
     assert "smith" not in told.lower()
+    assert public_config(r"C:\Smith_John\mine.yaml") == "mine.yaml"
     assert "mine.yaml" in told
     assert json.loads(told)["pairs"]["size"] == 192
+
+
+def test_a_kernel_in_a_file_puts_no_part_of_its_path_on_the_card(tmp_path):
+    folder = tmp_path / "Smith_John"
+    folder.mkdir()
+    save_kernel(replace(find_kernel("B40f"), name="lab"), folder / "mine.yaml")
+    config = TrainingRun.model_validate({**CONFIG, "pairs": {**CONFIG["pairs"], "kernels": [str(folder / "mine.yaml")]}})
+    store = folder / "store"
+    pairs = build_pairs(config.pairs, store, data_root=folder, workers=1)
+    result = FitResult(build_network(config.network, seed=0), history=[], best_step=0, seconds=0)
+
+    card = card_of_run(config, result, pairs, store)
+
+    told = card.model_dump_json().lower()
+    assert "mine.yaml" in told
+    assert card.kernels == ("lab",)
+    assert not [part for part in folder.parts[1:] if part.lower() in told]
+    manifest = " ".join(pair.model_dump_json() for pair in read_manifest(store)).lower()
+    assert "smith" not in manifest
 
 
 def test_the_exported_file_holds_no_path_of_the_machine_that_made_it(run):

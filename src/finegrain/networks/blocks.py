@@ -144,9 +144,8 @@ class WindowAttention(nn.Module):
         nn.init.zeros_(self.temperature.weight)
         nn.init.zeros_(self.temperature.bias)  # type: ignore[arg-type]
         self.soft_split = soft_split(channels)
-        fine, coarse = torch.arange(-MARGIN, WINDOW + MARGIN), torch.arange(-COARSE_MARGIN, WINDOW // 2 + COARSE_MARGIN)
-        self.position_bias = PositionBias(fine, heads)
-        self.coarse_position_bias = PositionBias(2 * coarse, heads)
+        self.position_bias = PositionBias(range(-MARGIN, WINDOW + MARGIN), heads)
+        self.coarse_position_bias = PositionBias(range(-2 * COARSE_MARGIN, WINDOW + 2 * COARSE_MARGIN, 2), heads)
 
     def forward(self, features: Tensor, control: Tensor) -> Tensor:
         # Channels last inside: windows are then cut in whole rows of channels, which is what an engine can copy fast.
@@ -191,12 +190,12 @@ class PositionBias(nn.Module):
         heads: each learns its own.
     """
 
-    def __init__(self, places: Tensor, heads: int) -> None:
+    def __init__(self, places: range, heads: int) -> None:
         super().__init__()
-        between = places[None] - torch.arange(WINDOW)[:, None]
-        between = between - between.min()
-        self.bias = nn.Parameter(torch.zeros(2, heads, int(between.max()) + 1))
+        least = places[0] - (WINDOW - 1)
+        self.bias = nn.Parameter(torch.zeros(2, heads, places[-1] - least + 1))
         self.between: Tensor
+        between = torch.tensor([[place - query - least for place in places] for query in range(WINDOW)])
         self.register_buffer("between", between, persistent=False)
 
     def forward(self) -> Tensor:

@@ -26,6 +26,9 @@ FORMAT = 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Range = tuple[Number, Number]
+DoseFraction = Annotated[float, Field(gt=0, le=1)]
+LARGEST_STRIDE = 1024
+"""What a card may ask slices to be padded to a multiple of; a default, taken from nowhere, that keeps the padding small."""
 
 
 class BandGains(BaseModel):
@@ -64,13 +67,13 @@ class ModelCard(BaseModel):
     network: NetworkConfig
     parameters: int = Field(ge=1, description="Numbers that training found.")
     hu_range: Range = Field(description="HU that the network sees as 0 and 1.")
-    stride: int = Field(ge=1, description="Heights and widths are padded to a multiple of this.")
+    stride: int = Field(ge=1, le=LARGEST_STRIDE, description="Heights and widths are padded to a multiple of this.")
     band_gains: BandGains | None = Field(description="Of the band equaliser; null if none were calibrated.")
     training_data: str = Field(description="What the weights may be said to come from: scans, licences, citations.")
     training_pairs: int = Field(ge=1, description="Slices that it was trained on.")
     training_patients: int = Field(ge=1)
     data_sha256: Sha256 = Field(description="Of the sha256 of every training pair's pixels, sorted, one a line.")
-    dose_fractions: tuple[float, ...] = Field(description="Of the low doses that it was trained on.")
+    dose_fractions: tuple[DoseFraction, ...] = Field(description="Of the low doses that it was trained on.")
     kernels: tuple[str, ...]
     pixel_mm: Range = Field(description="Smallest and largest pixel of the training pairs.")
     slice_mm: Range | None = Field(description="Thinnest and thickest slice.")
@@ -110,7 +113,7 @@ def read_card(folder: Path) -> ModelCard:
     except ValueError as error:
         raise ModelError(f"{path} is no JSON ({error}); copy the whole model folder, or export the model again") from None
     found = values.get("format", "none") if isinstance(values, dict) else "none"
-    if found != FORMAT:
+    if type(found) is not int or found != FORMAT:  # True is 1 too
         raise ModelError(
             f"{path}: expected the field 'format' to be {FORMAT}, got {str(found)[:32]}; "
             "update finegrain if the model is newer, export the model again if it is older"

@@ -42,17 +42,26 @@ def load_network(folder: Path) -> DenoisingNetwork:
 
     Raises: ModelError if a file is missing, altered or not understood, or if the weights are not those of the card's network.
     """
-    card = read_card(folder)
+    return network_of(read_card(folder), folder)
+
+
+def network_of(card: ModelCard, folder: Path) -> DenoisingNetwork:
+    """The network of a model folder whose card was read, and its files checked, by `read_card`.
+
+    Raises: ModelError as `load_network`.
+    """
     path = folder / WEIGHTS
     if WEIGHTS not in card.sha256:
         raise ModelError(f"{folder} gives no sha256 of {WEIGHTS}; only ONNX Runtime can run this model")
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced at once
-        network = DenoisingNetwork(card.network, HURange(*card.hu_range))
-    if (found := parameter_count(network)) != card.parameters:
+    if (found := _parameters(card)) != card.parameters:
         raise ModelError(
             f"{folder}: the card tells of {card.parameters:,} parameters, this finegrain builds {found:,} for its network; "
             "use the finegrain that made the model, or export the model again"
         )
+    if (size := path.stat().st_size) < 4 * found:
+        raise ModelError(f"{path} has {size:,} bytes, too few for the {found:,} parameters of the card; export the model again")
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced at once
+        network = DenoisingNetwork(card.network, HURange(*card.hu_range))
     try:
         with safe_open(path, framework="pt") as file:
             held = {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
@@ -66,6 +75,15 @@ def load_network(folder: Path) -> DenoisingNetwork:
         raise ModelError(f"{path} is no safetensors file; a pickle or torch file is never loaded: export the model again") from None
     network.load_state_dict(weights)
     return network.eval()
+
+
+def _parameters(card: ModelCard) -> int:
+    """Parameters of the card's network, counted without memory for them: a card may tell of any number of channels."""
+    try:
+        with torch.device("meta"):
+            return parameter_count(DenoisingNetwork(card.network))
+    except (RuntimeError, TypeError) as error:  # sizes that torch cannot count either
+        raise ModelError(f"the card's network cannot be built: {str(error).splitlines()[0]}; export the model again") from None
 
 
 def _told(tensor: tuple[list[int], str] | None) -> str:

@@ -11,7 +11,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from finegrain.errors import ModelError
 
-STANDARD_DOMAINS = {"", "ai.onnx"}
+STANDARD_DOMAINS = {b"", b"ai.onnx"}
 """Operator sets that ONNX itself defines and that compute; another one may be a plugin's."""
 DEEPEST = 20
 """Graphs within graphs; a default, taken from nowhere."""
@@ -35,7 +35,7 @@ def check_onnx(path: Path) -> None:
     """Raises: ModelError for an ONNX file that takes numbers from another file or operators from elsewhere, or that is none."""
     try:
         parts = list(_parts("model", path.read_bytes(), depth=0))
-    except (DecodeError, UnicodeDecodeError):
+    except DecodeError:
         raise ModelError(f"{path} is no ONNX file; copy the whole model folder, or export the model again") from None
     if not any(kind == "graph" for kind, _ in parts):
         raise ModelError(f"{path} is no ONNX file: it holds no graph; copy the whole model folder, or export the model again")
@@ -43,8 +43,9 @@ def check_onnx(path: Path) -> None:
         for number, value in fields:
             if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
                 raise ModelError(f"{path} keeps numbers in another file, which no hash guards; export it as one file")
-            if number == _DOMAIN.get(kind) and (domain := bytes(value).decode()) not in STANDARD_DOMAINS:
-                raise ModelError(f"{path} needs operators of the domain {domain[:40]!r}; expected those of ONNX alone")
+            if number == _DOMAIN.get(kind) and not (isinstance(value, bytes) and value in STANDARD_DOMAINS):
+                domain = value[:40].decode(errors="replace") if isinstance(value, bytes) else "no text"
+                raise ModelError(f"{path} needs operators of the domain {domain!r}; expected those of ONNX alone")
 
 
 def _parts(kind: str, message: bytes, *, depth: int) -> Iterator[tuple[str, list[tuple[int, int | bytes]]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -145,9 +147,9 @@ def build_network(config: NetworkConfig, *, seed: int) -> DenoisingNetwork:
         return DenoisingNetwork(config)
 
 
-def count_macs(network: DenoisingNetwork, *, size: int) -> int:
+def count_macs(network: ImageNetwork, *, size: int) -> int:
     """Multiply-accumulates for one size × size slice: convolutions and matrix products, the elementwise rest left out."""
-    shadow = DenoisingNetwork(network.config, network.hu_range).to("meta").eval()
+    shadow = deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.zeros(1, 1, size, size, device="meta"))
     return counter.get_total_flops() // 2

@@ -104,7 +104,7 @@ class PatchSampler:
         # Neighbours in this order are alike, which is what makes systematic sampling even.
         self._pairs = sorted(pairs, key=lambda pair: (pair.dose_fraction or 0, pair.region, pair.kernel, pair.patient, pair.key))
         self._cumulative = np.cumsum(balanced_weights(balance_factors(self._pairs)))
-        self._half_per_mm = {name: _half_per_mm(name) for name in {pair.kernel for pair in pairs}}
+        self._half_per_mm = {name: half_per_mm_of(name) for name in {pair.kernel for pair in pairs}}
         self._mapped: OrderedDict[str, NDArray[np.int16]] = OrderedDict()
         for pair in {(pair.shard, pair.rows, pair.columns): pair for pair in self._pairs}.values():
             shape = (pair.rows, pair.columns) if pair.rows and pair.columns else pair.images(folder).shape[1:]
@@ -185,7 +185,7 @@ class PatchSampler:
         return shard[pair.index]
 
 
-def _half_per_mm(kernel: str) -> float | None:
+def half_per_mm_of(kernel: str) -> float | None:
     """Where a kernel passes one half, found by its name as for a series that is denoised; None if it is not known."""
     try:
         return kernel_of_header(kernel).half_per_mm

@@ -177,7 +177,8 @@ def _phantom_pairs(task: Task) -> Iterator[_Slice]:
         draw = _Draw.make(config, generator)
         photons = float(np.exp(generator.uniform(*np.log(config.photons))))
         exposure = Exposure(photons=photons, **scanner_settings(PHANTOM_SLICE_MM))
-        scanner = Scanner(size=size, pixel_mm=pixel_mm, kernel=find_kernel(draw.kernel), exposure=exposure)
+        kernel = find_kernel(draw.kernel)
+        scanner = Scanner(size=size, pixel_mm=pixel_mm, kernel=kernel, exposure=exposure)
         noise: Literal["independent", "shared"] = "shared" if source.noise == "inserted" else "independent"
         scanned = scanner.scan_phantom(hu, dose_fraction=draw.dose_fraction, generator=generator, noise=noise)
         facts = {
@@ -186,7 +187,7 @@ def _phantom_pairs(task: Task) -> Iterator[_Slice]:
             "pixel_mm": round(pixel_mm, 6),
             "slice_mm": PHANTOM_SLICE_MM,
             "z_mm": number * source.slice_mm,
-            "kernel": draw.kernel,
+            "kernel": kernel.name,  # a file of one may lie in a folder that is called after somebody
             "dose_fraction": draw.dose_fraction,
             "noise": source.noise,
             "photons": round(exposure.photons),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from finegrain import __version__
+from finegrain.acquisition import Acquisition
 from finegrain.config import TrainingRun
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser, median_noise_hu
 from finegrain.errors import DataError
@@ -19,32 +20,28 @@ from finegrain.files import json_safe
 from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import FORMAT, BandGains, ModelCard
+from finegrain.networks.engine import Engine, torch_engine
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
+from finegrain.pairs.dataset import half_per_mm_of
 from finegrain.pairs.manifest import Pair
 from finegrain.pairs.qc.view import View
 from finegrain.provenance import versions
 from finegrain.train.loop import FitResult
-from finegrain.train.validation import compared, validation_set
+from finegrain.train.validation import MOST_SLICES, PSNR_NAME, compared, validation_set
 
 CALIBRATION_SLICES = 32
 """Most validation slices that the band equaliser is calibrated on; a default, taken from nowhere."""
 NOISE_SLICES = 64
 """Most training slices whose noise is measured for the card; a default, taken from nowhere."""
 
-LICENCE = "Apache-2.0"
-"""Of the weights that a run makes."""
-
 NAMING = {"path", "low_dose", "normal_dose", "patient", "store"}
 """Keys of a configuration that may name people: folders are called after patients surprisingly often."""
-
-Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""A slice in unit range → the same denoised. Shape: (y, x), multiples of STRIDE."""
 
 
 def card_of_run(config: TrainingRun, result: FitResult[DenoisingNetwork], pairs: Sequence[Pair], store: Path) -> ModelCard:
     """What the model folder says of itself; the band equaliser is calibrated here, on the validation pairs."""
     network, validation = result.network, [pair for pair in pairs if pair.split == "validation"]
-    engine = _engine(network)
+    engine = torch_engine(network)
     gains = calibrated_gains(engine, validation, store, network.hu_range)
     return ModelCard(
         name=config.name,
@@ -65,7 +62,7 @@ def card_of_run(config: TrainingRun, result: FitResult[DenoisingNetwork], pairs:
 def facts_of_training(config: TrainingRun, trained_on: Sequence[Pair], store: Path) -> dict[str, Any]:
     """The fields of the card that do not depend on the network that came out."""
     doses = tuple(sorted({pair.dose_fraction for pair in trained_on if pair.dose_fraction is not None}))
-    kernels = tuple(sorted({pair.kernel for pair in trained_on if pair.kernel}))
+    kernels = tuple(sorted({_without_folder(pair.kernel) for pair in trained_on if pair.kernel}))
     pixel_mm = _range(pair.pixel_mm for pair in trained_on)
     assert pixel_mm is not None
     return {
@@ -82,7 +79,7 @@ def facts_of_training(config: TrainingRun, trained_on: Sequence[Pair], store: Pa
         "noise_hu": noise_of_inputs_hu(trained_on, store),
         "training_config": public_config(config.model_dump(mode="json")),
         "training_config_hash": config.hash(),
-        "licence": LICENCE,
+        "licence": config.licence,
         "intended_use": config.intended_use,
         "limits": _limits(doses, kernels, pixel_mm),
     }
@@ -100,7 +97,7 @@ def calibrated_gains(engine: Engine, validation: Sequence[Pair], store: Path, hu
     for pair in chosen:
         noisy, reference = _cropped(pair.images(store)[:2])
         unit = hu_range.to_unit(noisy)
-        output = hu_range.to_hu(engine(unit))
+        output = hu_range.to_hu(engine(unit[None, None])[0, 0])
         slices.append(CalibrationSlice(hu_range.to_hu(unit), output, reference, _body(noisy, reference, pair)))
     try:
         equaliser = calibrate_equaliser(slices)
@@ -118,23 +115,43 @@ def calibrated_gains(engine: Engine, validation: Sequence[Pair], store: Path, hu
 def card_metrics(
     engine: Engine, gains: BandGains | None, validation: Sequence[Pair], store: Path, hu_range: HURange
 ) -> dict[str, float | None]:
-    """The measures that training goes by, of the network and of the network with the equaliser at full strength."""
-    crops = [
-        [image[0, 0].numpy() for image in (inputs, targets)]
-        for inputs, targets in validation_set(list(validation), store, hu_range)
-    ]
-    images = [[hu_range.to_hu(unit) for unit in (engine(noisy), target, noisy)] for noisy, target in crops]
-    measures = compared([(output, target) for output, target, _ in images])
+    """The measures that training goes by, of the network and of the network with the equaliser at full strength.
+
+    The PSNR also of a network that is told the kernel, and dose and kernel, where they are known.
+    """
+    chosen = _spread(validation, MOST_SLICES)
+    crops = [(inputs.numpy(), targets.numpy()) for inputs, targets in validation_set(chosen, store, hu_range)]
+
+    def outputs(told: Sequence[Acquisition]) -> list[NDArray[np.float32]]:
+        made = (engine(noisy, one.numbers()[None]) for (noisy, _), one in zip(crops, told, strict=True))
+        return [hu_range.to_hu(unit[0, 0]) for unit in made]
+
+    inputs, targets = ([hu_range.to_hu(crop[kind][0, 0]) for crop in crops] for kind in (0, 1))
+    plain = outputs([Acquisition()] * len(crops))
+    measures = compared(zip(plain, targets, strict=True))
     if gains is not None:
-        equalised = [(gains.equaliser.apply(output, noisy, strength=1.0), target) for output, target, noisy in images]
-        measures |= {_with_texture(name): value for name, value in compared(equalised).items()}
+        equalised = [gains.equaliser.apply(output, noisy, strength=1.0) for output, noisy in zip(plain, inputs, strict=True)]
+        measures |= {_with("texture 1", name): value for name, value in compared(zip(equalised, targets, strict=True)).items()}
+    known = [_known(pair) for pair in chosen]
+    for what, told in {
+        "kernel told": [replace(one, dose_fraction=None) for one in known],
+        "dose and kernel told": known,
+    }.items():
+        if any(one != Acquisition() for one in told):
+            measures[_with(what, PSNR_NAME)] = compared(zip(outputs(told), targets, strict=True))[PSNR_NAME]
     rounded: dict[str, float | None] = json_safe({name: round(value, 4) for name, value in measures.items()})
     return rounded
 
 
-def _with_texture(name: str) -> str:
-    """The key of a measure of images that were equalised: the protocol stays where it is."""
-    return f"{name.removesuffix(']')},texture 1]" if name.endswith("]") else f"{name}[texture 1]"
+def _known(pair: Pair) -> Acquisition:
+    """All that a network can be told of a pair, as the sampler tells it."""
+    half_per_mm = half_per_mm_of(pair.kernel)
+    return Acquisition(pair.dose_fraction, half_per_mm, None if half_per_mm is None else pair.pixel_mm)
+
+
+def _with(what: str, name: str) -> str:
+    """The key of a measure of images that were made in another way: the protocol stays where it is."""
+    return f"{name.removesuffix(']')},{what}]" if name.endswith("]") else f"{name}[{what}]"
 
 
 def noise_of_inputs_hu(pairs: Sequence[Pair], store: Path) -> tuple[float, float] | None:
@@ -149,16 +166,6 @@ def noise_of_inputs_hu(pairs: Sequence[Pair], store: Path) -> tuple[float, float
 
 def _body(noisy: NDArray[np.float32], reference: NDArray[np.float32], pair: Pair) -> NDArray[np.bool_]:
     return View.make(noisy, reference, pixel_mm=pair.pixel_mm, padding=None).body
-
-
-def _engine(network: DenoisingNetwork) -> Engine:
-    network.eval()
-
-    def run(unit: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return network(torch.from_numpy(unit[None, None]))[0, 0].numpy()
-
-    return run
 
 
 def _cropped(images: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -183,7 +190,16 @@ def public_config(value: Any) -> Any:
         return {key: public_config(item) for key, item in value.items() if key not in NAMING}
     if isinstance(value, list):
         return [public_config(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.lower().endswith((".yaml", ".yml")) else value
+    return _without_folder(value) if isinstance(value, str) else value
+
+
+def _without_folder(name: str) -> str:
+    """A kernel's name; of a kernel's file the name alone, whichever way its path is written.
+
+    >>> _without_folder("C:\\\\Smith_John\\\\mine.yaml"), _without_folder("B30f")
+    ('mine.yaml', 'B30f')
+    """
+    return PureWindowsPath(name).name if name.lower().endswith((".yaml", ".yml")) else name
 
 
 def _limits(doses: Sequence[float], kernels: Sequence[str], pixel_mm: tuple[float, float]) -> str:
