@@ -260,7 +260,7 @@ def _session(path: Path, threads: int | None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or os.cpu_count() or 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and told in one line
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own for every way a file can be wrong
