@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import REDCNN, count_network_macs
+from peers import REDCNN
 
 from finegrain.denoise import bundled_model, onnx_engine
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.checkpoint import load_network
+from finegrain.networks.skeleton import count_macs
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
                     engine(unit)
                     times[name].append(time.perf_counter() - started)
     size = {"finegrain-s": parameter_count(network), "RED-CNN": parameter_count(peer)}
-    macs = {"finegrain-s": count_network_macs(network, size=512), "RED-CNN": count_network_macs(peer, size=512)}
+    macs = {"finegrain-s": count_macs(network, size=512), "RED-CNN": count_macs(peer, size=512)}
     print(f"{f'one 512² slice, {threads} threads':28}{'parameters':>12}{'GMAC':>8}{'seconds':>10}")
     for name in engines:
         print(f"{name:28}{size[name]:12,}{macs[name] / 1e9:8.1f}{min(times[name]):10.3f}")

@@ -261,9 +261,6 @@ def build_peer(name: str, *widths: int, seed: int) -> Peer:
         return PEERS[name](*widths)
 
 
-count_network_macs = count_macs
-"""The name that inference.py knows it by."""
-
 # --- the judge: ldct-benchmark, MIT
 
 
