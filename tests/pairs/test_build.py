@@ -109,17 +109,23 @@ def test_no_planted_name_is_in_any_output(built, tmp_path):
             assert planted.lower() not in name.lower().removeprefix(str(store).lower())
 
 
+def _count_files(folder):
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
 def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(built, collection, tmp_path):
     whole, _ = built
     broken = tmp_path / "broken"
     code = "import sys; from finegrain.cli import main; main()"
     arguments = ["pairs", str(collection / "pairs.yaml"), "--data-root", str(collection), "--out", str(broken)]
     killed = 0
-    for seconds in (2.5, 4.0, 5.0, 6.0):
+    for further in (1, 3, 5, 7):  # files of the store, so that the run is stopped in its middle on a machine of any speed
+        before = _count_files(broken)
         process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(seconds)
+        while process.poll() is None and _count_files(broken) < before + further:
+            time.sleep(0.005)
         if process.poll() is None:
             killed += 1
             os.killpg(process.pid, signal.SIGKILL)
