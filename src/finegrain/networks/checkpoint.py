@@ -27,7 +27,7 @@ def save_model(network: DenoisingNetwork, folder: Path, card: ModelCard) -> Mode
         new = Path(made) / "model"
         new.mkdir()
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}  # trained ones are channels-last
-        safetensors.torch.save_file(weights, new / WEIGHTS)
+        (new / WEIGHTS).write_bytes(safetensors.torch.save(weights))  # its own writer keeps the file from other users
         export_onnx(network, new / ONNX)
         card = card.model_copy(update={"sha256": {name: file_sha256(new / name) for name in (WEIGHTS, ONNX)}})
         write_card(new, card)
