@@ -14,8 +14,9 @@ import numpy as np
 from finegrain.config import PairsConfig, PhantomSource
 from finegrain.denoise import load_denoiser
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
+from finegrain.evaluate.bands import band_coefficients, coherence, energy_ratio
 from finegrain.evaluate.fidelity import protocol_named, psnr
-from finegrain.evaluate.texture import band_coefficients, body_mask, coherence, energy_ratio, texture_rois
+from finegrain.evaluate.regions import body_mask, texture_rois
 from finegrain.frequency import Band
 from finegrain.pairs.build import ready_pairs
 

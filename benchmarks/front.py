@@ -26,9 +26,10 @@ from finegrain.acquisition import Acquisition
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.denoise import Denoiser, torch_engine
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
+from finegrain.evaluate.bands import band_coefficients, coherence, energy_ratio
 from finegrain.evaluate.fidelity import protocol_named, psnr
+from finegrain.evaluate.regions import body_mask, texture_rois
 from finegrain.evaluate.stats import compare_paired
-from finegrain.evaluate.texture import band_coefficients, body_mask, coherence, energy_ratio, texture_rois
 from finegrain.files import json_safe, slug, write_whole
 from finegrain.frequency import Band
 from finegrain.networks.card import file_sha256

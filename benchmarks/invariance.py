@@ -24,8 +24,9 @@ from scipy import ndimage
 
 from finegrain.acquisition import Acquisition
 from finegrain.denoise import Denoiser, load_denoiser, torch_engine
+from finegrain.evaluate.bands import band_coherence, band_energy_ratio
 from finegrain.evaluate.fidelity import PROTOCOLS, psnr
-from finegrain.evaluate.texture import band_coherence, band_energy_ratio, body_mask
+from finegrain.evaluate.regions import body_mask
 from finegrain.frequency import Band
 from finegrain.hu import AIR_HU, HURange
 from finegrain.sample import sample_folder

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from real_pairs import read
 
 from finegrain.errors import GeometryError
-from finegrain.evaluate.fidelity import tissue_rois
+from finegrain.evaluate.regions import tissue_rois
 from finegrain.evaluate.spectra import nps_shape_log_distance
 from finegrain.files import json_safe, write_whole
 from finegrain.frequency import to_blocks

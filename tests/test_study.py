@@ -9,8 +9,8 @@ import pytest
 from finegrain.config import Arm, NetworkConfig, PairsConfig, PhantomSource, StudyConfig, TrainConfig
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
 from finegrain.errors import ConfigError, DataError
+from finegrain.evaluate.regions import body_mask
 from finegrain.evaluate.stats import PairedComparison, compare_paired, compare_with_each
-from finegrain.evaluate.texture import body_mask
 from finegrain.pairs.manifest import read_manifest
 from finegrain.study import _claim, _claims, _scale_note, run_study
 

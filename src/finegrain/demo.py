@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from finegrain import __version__
 from finegrain.denoise import load_denoiser
 from finegrain.errors import ConfigError
-from finegrain.evaluate.fidelity import tissue_rois
+from finegrain.evaluate.regions import tissue_rois
 from finegrain.evaluate.run import evaluate_volume
 from finegrain.evaluate.spectra import (
     central_frequency_ratio,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from finegrain.evaluate.texture import body_mask
+from finegrain.evaluate.regions import body_mask
 from finegrain.hu import AIR_HU
 
 REFERENCE, INPUT, OUTPUT = "normal dose", "low dose", "denoised"

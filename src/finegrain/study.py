@@ -22,9 +22,9 @@ from finegrain.denoise import Denoiser, torch_engine
 from finegrain.equaliser import BandEqualiser, CalibrationSlice, calibrate_equaliser
 from finegrain.errors import ConfigError, DataError
 from finegrain.evaluate.fidelity import protocol_named
+from finegrain.evaluate.regions import body_mask
 from finegrain.evaluate.run import Row, by_patient, evaluate_slice, summarise
 from finegrain.evaluate.stats import PairedComparison, compare_with_each
-from finegrain.evaluate.texture import body_mask
 from finegrain.figures import INPUT, REFERENCE, bar_figure, crop_figure, find_crops, save_png
 from finegrain.files import json_safe, slug, write_whole
 from finegrain.frequency import Band

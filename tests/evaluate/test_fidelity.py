@@ -11,7 +11,6 @@ from finegrain.evaluate.fidelity import (
     psnr,
     rmse_hu,
     ssim,
-    tissue_rois,
 )
 
 ABDOMEN = PROTOCOLS["abdomen-40/400"]
@@ -80,20 +79,6 @@ def test_empty_roi_gives_nan(pair):
     values = [f(*pair, nowhere) for f in (rmse_hu, mae_hu, hu_bias)]
     values += [f(*pair, protocol=ABDOMEN, roi=nowhere) for f in (psnr, ssim)]
     assert np.isnan(values).all()
-
-
-def test_tissues_are_found_where_they_are_and_do_not_overlap():
-    hu = np.full((128, 128), -1000.0)
-    hu[10:118, 10:118] = -100
-    hu[20:108, 20:108] = 40
-    hu[30:60, 30:60] = -800
-    hu[70:90, 70:90] = 500
-    noisy = hu + np.random.default_rng(2).normal(0, 10, hu.shape)
-    rois = tissue_rois(noisy)
-    for tissue, value in {"lung": -800, "fat": -100, "soft": 40, "bone": 500}.items():
-        assert rois[tissue].sum() > 100
-        assert (hu[rois[tissue]] == value).all(), tissue
-    assert sum(roi.astype(int) for roi in rois.values()).max() == 1
 
 
 def test_what_does_not_fit_is_refused(pair):

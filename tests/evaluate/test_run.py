@@ -78,12 +78,12 @@ def test_a_method_scores_the_same_whoever_it_is_compared_with(slices, results):
 
 
 def test_regions_depend_on_the_reference_only(slices, monkeypatch):
-    from finegrain.evaluate import texture
+    from finegrain.evaluate import regions
 
     _, reference, images = slices
     seen = []
-    find = texture.texture_rois
-    monkeypatch.setattr(texture, "texture_rois", lambda hu, **knobs: seen.append(hu) or find(hu, **knobs))
+    find = regions.texture_rois
+    monkeypatch.setattr(regions, "texture_rois", lambda hu, **knobs: seen.append(hu) or find(hu, **knobs))
     evaluate_slice(reference, images, pixel_mm=0.7, **KNOBS)
     assert len(seen) == 1 and (seen[0] == np.maximum(reference, -1024)).all()
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from finegrain.config import NetworkConfig
 from finegrain.errors import ConfigError
+from finegrain.evaluate.bands import GRID_OFFSETS, band_coherence, band_energy_ratio
 from finegrain.evaluate.fidelity import protocol_named, psnr
-from finegrain.evaluate.texture import GRID_OFFSETS, band_coherence, band_energy_ratio
 from finegrain.hu import HURange
 from finegrain.networks.skeleton import build_network
 from finegrain.train import validation

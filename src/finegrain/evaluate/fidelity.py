@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from finegrain.errors import ConfigError, DataError
-from finegrain.evaluate.texture import body_mask
 
 
 @dataclass(frozen=True)
@@ -120,26 +118,3 @@ def mae_hu(reference_hu: NDArray, candidate_hu: NDArray, roi: NDArray[np.bool_] 
 def hu_bias(reference_hu: NDArray, candidate_hu: NDArray, roi: NDArray[np.bool_] | None = None) -> float:
     """Mean of candidate − reference in HU: what a denoiser adds to or takes from CT numbers; NaN for an empty roi."""
     return _mean(_difference(reference_hu, candidate_hu, roi))
-
-
-TISSUE_HU = {"lung": (-950.0, -600.0), "fat": (-140.0, -60.0), "soft": (0.0, 130.0), "bone": (200.0, 3071.0)}
-"""HU interval of each tissue, [low, high]; ours, after common textbook values. `soft` takes in enhanced organs."""
-
-TISSUE_SIGMA_PIXELS = 1.5
-TISSUE_EROSION_PIXELS = 2
-
-
-def tissue_rois(reference_hu: NDArray) -> dict[str, NDArray[np.bool_]]:
-    """Lung, fat, soft tissue and bone of a slice, found on the smoothed reference inside the body and eroded.
-
-    Smoothing keeps noise from sorting pixels by their own noise, which would bias every tissue's mean; erosion takes off
-    the borders, where the partial volume of lung and muscle looks like fat. A roi may be empty.
-
-    Shape: (y, x) → {tissue: (y, x)}.
-    """
-    body = body_mask(reference_hu)
-    smoothed = ndimage.gaussian_filter(np.asarray(reference_hu, dtype=np.float64), TISSUE_SIGMA_PIXELS)
-    return {
-        tissue: ndimage.binary_erosion(body & (smoothed >= low) & (smoothed <= high), iterations=TISSUE_EROSION_PIXELS)
-        for tissue, (low, high) in TISSUE_HU.items()
-    }

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.errors import DataError
-from finegrain.evaluate import fidelity, texture
+from finegrain.evaluate import bands, fidelity, regions, texture
 from finegrain.files import json_safe
 from finegrain.frequency import Band
 from finegrain.scan.volume import CTVolume
@@ -66,9 +66,9 @@ def evaluate_slice(
     """
     chosen = [fidelity.protocol_named(name) for name in protocols]
     reference = _clean("reference", reference_hu, np.shape(reference_hu))
-    rois = texture.texture_rois(reference, pixel_mm=pixel_mm, band=band)
+    rois = regions.texture_rois(reference, pixel_mm=pixel_mm, band=band)
     places = {"full": rois.body, "fine_texture": rois.fine_texture, "uniform": rois.uniform}
-    tissues = fidelity.tissue_rois(reference)
+    tissues = regions.tissue_rois(reference)
     reference_band = _in_each(places, reference, band=band, pixel_mm=pixel_mm)
     reference_look = texture.describe_texture(reference, rois.fine_texture, pixel_mm=pixel_mm)
     truth_band = None
@@ -98,14 +98,14 @@ def _clean(name: str, hu: NDArray, shape: tuple[int, ...]) -> NDArray[np.float64
 
 
 def _in_each(places: Mapping[str, NDArray[np.bool_]], hu: NDArray, *, band: Band, pixel_mm: float) -> dict[str, NDArray]:
-    return {name: texture.band_coefficients(hu, roi, band=band, pixel_mm=pixel_mm) for name, roi in places.items()}
+    return {name: bands.band_coefficients(hu, roi, band=band, pixel_mm=pixel_mm) for name, roi in places.items()}
 
 
 def _fidelity_metrics(
     reference: NDArray,
     candidate: NDArray,
     protocols: Iterable[fidelity.Protocol],
-    rois: texture.TextureROIs,
+    rois: regions.TextureROIs,
     tissues: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, float]:
     metrics = {}
@@ -131,12 +131,12 @@ def _band_metrics(
 ) -> dict[str, float]:
     metrics = {}
     for place in reference:
-        ratio = texture.energy_ratio(reference[place], candidate[place])
+        ratio = bands.energy_ratio(reference[place], candidate[place])
         metrics[f"hf_ratio[{place}]"] = ratio
-        metrics[f"hf_consistency[{place}]"] = texture.consistency(ratio)
-        metrics[f"hf_coherence[{place}]"] = texture.coherence(reference[place], candidate[place])
+        metrics[f"hf_consistency[{place}]"] = bands.consistency(ratio)
+        metrics[f"hf_coherence[{place}]"] = bands.coherence(reference[place], candidate[place])
         if truth is not None:
-            metrics[f"hf_coherence_truth[{place}]"] = texture.coherence(truth[place], candidate[place])
+            metrics[f"hf_coherence_truth[{place}]"] = bands.coherence(truth[place], candidate[place])
     return metrics
 
 
