@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import REDCNN
 
 from finegrain.denoise import bundled_model, onnx_engine
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.checkpoint import load_network
+from finegrain.networks.peers import REDCNN
 from finegrain.networks.skeleton import count_macs
 
 

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peers import PEERS, build_peer
 
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig, config_of
 from finegrain.files import write_whole
 from finegrain.networks.blocks import parameter_count
+from finegrain.networks.peers import PEERS, build_peer
 from finegrain.networks.skeleton import ImageNetwork, build_network, count_macs
 from finegrain.pairs.dataset import Batch
 from finegrain.pairs.manifest import Pair, read_manifest

@@ -1,30 +1,16 @@
 """The networks of others are what their papers say, and the trainer of finegrain trains them."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from finegrain.config import LossConfig, TrainConfig
 from finegrain.hu import HURange
+from finegrain.networks import peers
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.skeleton import count_macs
 from finegrain.train.loop import fit
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "peers.py"
 NARROW = {"RED-CNN": (8,), "ResNet": (16, 2), "CTformer": (8, 16)}
-
-
-@pytest.fixture(scope="module")
-def peers():
-    spec = importlib.util.spec_from_file_location("benchmark_peers", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_peers"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark_peers"]
 
 
 def _image(*shape, seed=0):
@@ -45,7 +31,7 @@ def _settings(steps):
     )
 
 
-def test_parameters_and_multiplications_are_those_that_are_published(peers):
+def test_parameters_and_multiplications_are_those_that_are_published():
     networks = {name: factory() for name, factory in peers.PEERS.items()}
     assert parameter_count(networks["RED-CNN"]) == 1_848_865
     assert parameter_count(networks["ResNet"]) == 1_843_329
@@ -65,7 +51,7 @@ wants a last ReLU, and the authors' CTformer (github.com/wdayang/CTformer), its 
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_peer_computes_what_the_programs_of_others_compute(peers, name):
+def test_a_peer_computes_what_the_programs_of_others_compute(name):
     size, known = KNOWN[name]
     network = peers.build_peer(name, *NARROW[name], seed=0).eval()
     with torch.no_grad():
@@ -81,14 +67,14 @@ def test_a_peer_computes_what_the_programs_of_others_compute(peers, name):
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_gradients_reach_every_parameter(peers, name):
+def test_gradients_reach_every_parameter(name):
     network = peers.build_peer(name, *NARROW[name], seed=0).eval()  # in training a batch norm takes away what a bias before it adds
     network(_image(1, 1, 64, 64)).square().sum().backward()
     assert [key for key, value in network.named_parameters() if not value.grad.abs().max() > 0] == []
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_what_is_known_of_the_scan_changes_nothing(peers, name):
+def test_what_is_known_of_the_scan_changes_nothing(name):
     network = peers.build_peer(name, *NARROW[name], seed=0).eval()
     image = _image(2, 1, 64, 64)
     assert torch.equal(network(image, torch.ones(2, 4)), network(image))
@@ -96,7 +82,7 @@ def test_what_is_known_of_the_scan_changes_nothing(peers, name):
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_the_seed_alone_decides_the_first_weights(peers, name):
+def test_the_seed_alone_decides_the_first_weights(name):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -107,7 +93,7 @@ def test_the_seed_alone_decides_the_first_weights(peers, name):
 
 
 @pytest.mark.parametrize(("name", "reach"), [("RED-CNN", 40), ("ResNet", 9)])
-def test_a_convolutional_peer_gives_a_crop_what_it_gives_the_whole(peers, name, reach):
+def test_a_convolutional_peer_gives_a_crop_what_it_gives_the_whole(name, reach):
     network = peers.build_peer(name, *NARROW[name], seed=0).eval()
     image = _image(1, 1, 123, 134)
     with torch.no_grad():
@@ -118,7 +104,7 @@ def test_a_convolutional_peer_gives_a_crop_what_it_gives_the_whole(peers, name, 
 
 
 @pytest.fixture
-def ctformer(peers):
+def ctformer():
     return peers.build_peer("CTformer", *NARROW["CTformer"], seed=0).eval()
 
 
@@ -154,7 +140,7 @@ def test_ctformer_sees_a_training_patch_whole(ctformer):
     assert image.grad[..., :63, :63].ne(0).all()
 
 
-def test_linear_attention_is_attention_with_weights_that_sum_to_one(peers):
+def test_linear_attention_is_attention_with_weights_that_sum_to_one():
     stage = peers.LinearAttentionStage(6, 8)
     query, key, value = (_image(2, 30, 8, seed=seed) for seed in range(3))
     with torch.no_grad():
@@ -164,14 +150,14 @@ def test_linear_attention_is_attention_with_weights_that_sum_to_one(peers):
     assert weights.min() > 0
 
 
-def test_random_features_of_opposite_vectors_have_exactly_the_product_they_stand_for(peers):
+def test_random_features_of_opposite_vectors_have_exactly_the_product_they_stand_for():
     stage, vectors = peers.LinearAttentionStage(6, 8), _image(1, 5, 8)
     products = (stage.features(vectors) * stage.features(-vectors)).sum(-1)
     torch.testing.assert_close(products, torch.exp(-vectors.square().sum(-1)))
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_the_trainer_trains_a_peer_and_goes_on_to_the_same_bits(peers, pairs, store, tmp_path, name):
+def test_the_trainer_trains_a_peer_and_goes_on_to_the_same_bits(pairs, store, tmp_path, name):
     settings = _settings(steps=3)
 
     class Stopped(Exception):
@@ -194,7 +180,7 @@ def test_the_trainer_trains_a_peer_and_goes_on_to_the_same_bits(peers, pairs, st
     assert not any(torch.equal(whole[key], start[key]) for key, _ in peers.PEERS[name](*NARROW[name]).named_parameters())
 
 
-def test_the_network_that_is_kept_has_the_batch_statistics_of_the_training(peers, pairs, store, tmp_path):
+def test_the_network_that_is_kept_has_the_batch_statistics_of_the_training(pairs, store, tmp_path):
     network = peers.build_peer("ResNet", *NARROW["ResNet"], seed=0)
     kept = fit(network, pairs, store, train=_settings(steps=2), loss=LossConfig(), run_folder=tmp_path / "run").network
     for name, value in network.named_buffers():
