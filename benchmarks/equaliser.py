@@ -14,7 +14,7 @@ import numpy as np
 from finegrain.config import PairsConfig, PhantomSource
 from finegrain.denoise import load_denoiser
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
-from finegrain.evaluate.bands import band_coefficients, coherence, energy_ratio
+from finegrain.evaluate.bands import band_sums
 from finegrain.evaluate.fidelity import protocol_named, psnr
 from finegrain.evaluate.regions import body_mask, texture_rois
 from finegrain.frequency import Band
@@ -53,7 +53,6 @@ def main() -> None:
     for pair in (pair for pair in pairs if pair.split == "test"):
         (noisy, reference, truth), network = images[pair.key], denoised[pair.key]
         fine = texture_rois(reference, pixel_mm=pair.pixel_mm, band=band).fine_texture
-        wanted, true = (band_coefficients(image, fine, band=band, pixel_mm=pair.pixel_mm) for image in (reference, truth))
         shown = {
             "low dose": noisy,
             **{f"texture {texture:g}": denoiser.denoise_slice(noisy, texture=texture) for texture in (0, 0.5, 1)},
@@ -61,11 +60,11 @@ def main() -> None:
             "calibrated here, 1 level": everywhere.apply(network, noisy, strength=1),
             "blend 0.2": 0.2 * noisy + 0.8 * network,
         }
-        for name, image in shown.items():
-            found = band_coefficients(image, fine, band=band, pixel_mm=pair.pixel_mm)
-            measures = psnr(reference, image, protocol=protocol), energy_ratio(wanted, found), coherence(wanted, found)
+        sums, in_band = band_sums([reference, truth, *shown.values()], [fine], n_references=2), band.mask(pixel_mm=pair.pixel_mm)
+        for k, (name, image) in enumerate(shown.items(), start=2):
+            measures = psnr(reference, image, protocol=protocol), sums.ratio(k, 0, in_band), sums.coherence(k, 0, in_band)
             for group in ("all", f"dose {pair.dose_fraction:g}", f"kernel {pair.kernel}"):
-                rows[group][name].append((*measures, coherence(true, found)))
+                rows[group][name].append((*measures, sums.coherence(k, 0, in_band, reference=1)))
     print(f"{'':28}" + "".join(f"{column:>14}" for column in (*COLUMNS, "spread")))
     for group in sorted(rows):
         print(f"{group}, {len(rows[group]['low dose'])} slices")

@@ -26,7 +26,7 @@ from finegrain.acquisition import Acquisition
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.denoise import Denoiser, torch_engine
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
-from finegrain.evaluate.bands import band_coefficients, coherence, energy_ratio
+from finegrain.evaluate.bands import band_sums
 from finegrain.evaluate.fidelity import protocol_named, psnr
 from finegrain.evaluate.regions import body_mask, texture_rois
 from finegrain.evaluate.stats import compare_paired
@@ -110,16 +110,15 @@ def measured(
     for pair in (pair for pair in pairs if pair.split == "test"):
         noisy, reference, truth = pair.images(store).astype(np.float32)
         fine = texture_rois(reference, pixel_mm=pair.pixel_mm, band=BAND).fine_texture
-        wanted, true = (band_coefficients(image, fine, band=BAND, pixel_mm=pair.pixel_mm) for image in (reference, truth))
         out = denoise(denoiser, noisy, idea, pair)
         shown = {"alone": out}
         shown |= {f"blend {share:g}": share * noisy + (1 - share) * out for share in BLENDS}
         shown |= {f"texture {strength:g}": equaliser.apply(out, noisy, strength=strength) for strength in TEXTURES}
         shown |= {"input": noisy}
-        for name, image in shown.items():
-            found = band_coefficients(image, fine, band=BAND, pixel_mm=pair.pixel_mm)
-            fidelity = psnr(reference, image, protocol=PROTOCOL)
-            yield pair.patient, name, (fidelity, energy_ratio(wanted, found), coherence(wanted, found), coherence(true, found))
+        sums, in_band = band_sums([reference, truth, *shown.values()], [fine], n_references=2), BAND.mask(pixel_mm=pair.pixel_mm)
+        for k, (name, image) in enumerate(shown.items(), start=2):
+            texture = sums.ratio(k, 0, in_band), sums.coherence(k, 0, in_band), sums.coherence(k, 0, in_band, reference=1)
+            yield pair.patient, name, (psnr(reference, image, protocol=PROTOCOL), *texture)
 
 
 def rows_of(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *, steps: int) -> dict[str, dict[str, list[float]]]:

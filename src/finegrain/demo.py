@@ -20,19 +20,10 @@ from numpy.typing import NDArray
 from finegrain import __version__
 from finegrain.denoise import load_denoiser
 from finegrain.errors import ConfigError
-from finegrain.evaluate.regions import tissue_rois
-from finegrain.evaluate.run import evaluate_volume
-from finegrain.evaluate.spectra import (
-    central_frequency_ratio,
-    noise_magnitude_ratio,
-    nps_log_distance,
-    nps_shape_log_distance,
-    uniform_patches,
-)
+from finegrain.evaluate.run import REFERENCE, evaluate_volume, spectra_by_patient, spectral_measures, volume_spectra
 from finegrain.files import json_safe, write_whole
 from finegrain.frequency import Band
 from finegrain.networks.card import ONNX, ModelCard
-from finegrain.noise_power import RadialNPS, nps_2d, radial_nps
 from finegrain.provenance import versions
 from finegrain.report import DemoReport, SliceView, render_demo
 from finegrain.sample import sample_folder
@@ -56,8 +47,6 @@ TABLE = {
     "hu_bias[soft]": 2,
 }
 """Measures of the command line's table, with their decimals."""
-NPS_PATCH = 32
-"""Side in pixels of the squares whose noise power is measured."""
 LOW_DOSE, DENOISED, REPORT, RESULTS = "low-dose", "denoised", "report.html", "results.json"
 MARK = ".finegrain-demo"
 """A folder that holds this file was made by the demo and may be replaced by it."""
@@ -119,11 +108,10 @@ def run_demo(
     with clock("measure"):
         progress("measuring", 0, 1)
         measures = evaluate_volume(volume, {"low dose": low_dose, "denoised": denoised}, protocols=PROTOCOLS, band=band)
-        spectra = {
-            name: _nps(scan, volume) for name, scan in {"normal dose": volume, "low dose": low_dose, "denoised": denoised}.items()
-        }
+        by_name = spectra_by_patient(volume_spectra(volume, {"low dose": low_dose, "denoised": denoised}, patient="one"))
+        spectra = {name: patients["one"] for name, patients in by_name.items()}
         for name, values in measures.items():
-            values |= _spectral_measures(spectra[name], spectra["normal dose"])
+            values |= spectral_measures(spectra[name], spectra[REFERENCE])
     program = _program()
     next_commands = [
         (f"{program} denoise YOUR-CT-FOLDER DENOISED-FOLDER", "denoise a DICOM series of your own"),
@@ -222,29 +210,6 @@ def _counted(items: Iterator[NDArray], what: str, n: int, progress: Progress) ->
     for done, item in enumerate(items, start=1):
         progress(what, done, n)
         yield item
-
-
-def _nps(scan: CTVolume, reference: CTVolume) -> RadialNPS:
-    """Radial noise power of a scan in the reference's soft tissue; plane and curvature of each patch are taken out.
-
-    Soft tissue alone: in the lung, vessels drown the noise. All of it, not its uniform regions: those are chosen for their low
-    energy in the reference, which would make the reference look less noisy than it is.
-    """
-    patches = [
-        uniform_patches(hu, tissue_rois(anatomy)["soft"], NPS_PATCH, min_coverage=0.97)
-        for hu, anatomy in zip(scan.hu, reference.hu, strict=True)
-    ]
-    return radial_nps(nps_2d(np.concatenate(patches), pixel_mm=reference.pixel_mm[0], detrend="quadratic"))
-
-
-def _spectral_measures(nps: RadialNPS, normal_dose: RadialNPS) -> dict[str, float]:
-    """How the noise power of an image stands to the normal dose's."""
-    return {
-        "nps_log_distance": nps_log_distance(nps, normal_dose),
-        "nps_shape_log_distance": nps_shape_log_distance(nps, normal_dose),
-        "nmr": noise_magnitude_ratio(nps, normal_dose),
-        "cfr": central_frequency_ratio(nps, normal_dose),
-    }
 
 
 def _view(index: int, normal_dose: CTVolume, low_dose: CTVolume, denoised: CTVolume) -> SliceView:

@@ -117,14 +117,31 @@ def radial_nps(nps: NPS2D) -> RadialNPS:
     members = np.bincount(ring[inside], minlength=n_rings)[1:]
     power = np.bincount(ring[inside], nps.power[inside], n_rings)[1:] / members
     mean_of_ring = np.bincount(ring[inside], frequency[inside], n_rings)[1:] / members
+    return radial_curve(mean_of_ring, power, variance=float(nps.power.sum() * step**2))
+
+
+def radial_curve(frequency_per_mm: NDArray[np.float64], power: NDArray[np.float64], *, variance: float) -> RadialNPS:
+    """A radial spectrum, with its mean and peak frequency, of a curve that was measured. Shape: (ring,) both."""
     total = float(power.sum())
     return RadialNPS(
-        frequency_per_mm=mean_of_ring,
+        frequency_per_mm=frequency_per_mm,
         power=power,
-        mean_frequency=float((mean_of_ring * power).sum()) / total if total > 0 else float("nan"),
-        peak_frequency=_peak(mean_of_ring, power) if total > 0 else float("nan"),
-        variance=float(nps.power.sum() * step**2),
+        mean_frequency=float((frequency_per_mm * power).sum()) / total if total > 0 else float("nan"),
+        peak_frequency=_peak(frequency_per_mm, power) if total > 0 else float("nan"),
+        variance=variance,
     )
+
+
+def ring_powers(power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The radial spectrum of each ROI by itself, from its `periodograms`; the mean over the ROIs is that of `radial_nps`.
+
+    Shape: power (n, y, x), zero frequency first → (n, ring).
+    """
+    size = power.shape[-1]
+    k = np.fft.fftfreq(size, 1 / size)
+    ring = np.round(np.hypot(k[:, None], k[None, :])).astype(np.int64).ravel()
+    membership = (ring[:, None] == np.arange(1, size // 2 + 1)).astype(np.float64)
+    return power.reshape(len(power), -1) @ (membership / membership.sum(axis=0))
 
 
 def _peak(frequency: NDArray, power: NDArray) -> float:

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from torso import KNOBS, noise, thorax
 
 from finegrain.errors import DataError
-from finegrain.evaluate.bands import band_coherence, band_energy_ratio, consistency
+from finegrain.evaluate.bands import band_coherence, band_energy_ratio, band_sums, consistency, local_band_energy
 from finegrain.evaluate.regions import texture_rois
+from finegrain.frequency import Band, block_dct
+
+SHIFTS = ((0, 0), (1, 0), (0, 3), (2, 5), (4, 4), (3, 7), (5, 1), (6, 6))
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +56,46 @@ def test_consistency_judges_gain_and_loss_alike():
 def test_roi_of_another_shape_is_refused(slice_hu):
     with pytest.raises(DataError, match="does not fit"):
         band_coherence(slice_hu, slice_hu, np.ones((8, 8), dtype=bool), **KNOBS)
+
+
+def test_band_measures_do_not_depend_on_where_the_image_lies_on_the_block_grid(slice_hu):
+    rng = np.random.default_rng(4)
+    low_dose, denoised = slice_hu + rng.normal(0, 30, slice_hu.shape), gaussian_filter(slice_hu, 0.7)
+    fine = texture_rois(slice_hu, **KNOBS).fine_texture
+    for candidate in (low_dose, denoised):
+        found = [
+            [measure(*(image[r : r + 180, c : c + 180] for image in (slice_hu, candidate, fine)), **KNOBS) for r, c in SHIFTS]
+            for measure in (band_energy_ratio, band_coherence)
+        ]
+        assert (np.ptp(found, axis=1) / np.mean(found, axis=1)).max() < 0.005
+
+
+def test_fine_texture_follows_a_shift_of_the_image(slice_hu):
+    regions = [texture_rois(slice_hu[r : r + 180, c : c + 180], **KNOBS).fine_texture for r, c in SHIFTS]
+    back = [region[8 - r : 172 - r, 8 - c : 172 - c] for region, (r, c) in zip(regions, SHIFTS, strict=True)]
+    assert all((one ^ back[0]).sum() < 0.02 * back[0].sum() for one in back)
+
+
+def test_sums_on_every_grid_are_those_of_the_block_dct():
+    images = [noise((21, 19), k) for k in range(3)]
+    roi = np.ones((21, 19), dtype=bool)
+    sums = band_sums(images, [roi], n_references=2)
+    grids = [[block_dct(image, offset=(r, c)) for r in range(8) for c in range(8)] for image in images]
+    for i in range(3):
+        expected = sum((grid**2).sum(axis=(0, 1)) for grid in grids[i])
+        np.testing.assert_allclose(sums.energy[i, 0].ravel()[1:], expected.ravel()[1:], rtol=1e-4)
+        for r in range(2):
+            expected = sum((a * b).sum(axis=(0, 1)) for a, b in zip(grids[i], grids[r], strict=True))
+            np.testing.assert_allclose(sums.product[r, i, 0].ravel()[1:], expected.ravel()[1:], rtol=1e-3, atol=0.05)
+    assert sums.n_blocks[0] == 14 * 12
+
+
+def test_local_energy_is_the_mean_over_the_blocks_that_hold_the_pixel():
+    image = noise((20, 24))
+    found = local_band_energy(image, pixel_mm=1, band=Band())
+    of_block = {
+        (r, c): (block_dct(image[r : r + 8, c : c + 8])[..., Band().mask()] ** 2).sum() / 64 for r in range(13) for c in range(17)
+    }
+    for y, x in ((0, 0), (9, 11), (19, 3)):
+        holding = [energy for (r, c), energy in of_block.items() if r <= y < r + 8 and c <= x < c + 8]
+        assert found[y, x] == pytest.approx(np.mean(holding), rel=1e-4)

@@ -6,8 +6,22 @@ from scipy.ndimage import gaussian_filter
 
 from finegrain.errors import ConfigError, DataError
 from finegrain.evaluate.fidelity import PROTOCOLS, psnr
-from finegrain.evaluate.run import Row, by_patient, evaluate_slice, evaluate_volume, summarise, volume_rows
-from finegrain.frequency import Band
+from finegrain.evaluate.run import (
+    REFERENCE,
+    Row,
+    SpectrumRow,
+    by_patient,
+    evaluate_slice,
+    evaluate_volume,
+    narrow_bands,
+    slice_spectra,
+    spectra_by_patient,
+    spectral_by_patient,
+    summarise,
+    volume_rows,
+)
+from finegrain.evaluate.spectra import nps_curve
+from finegrain.frequency import Band, cycles_per_mm
 from finegrain.scan.volume import CTVolume
 
 KNOBS = {"protocols": ["abdomen-40/400", "full-range"], "band": Band()}
@@ -62,12 +76,14 @@ def test_coherence_with_the_truth_sees_texture_only_where_there_is_some(results)
     assert same["hf_coherence_truth[fine_texture]"] > results["low dose"]["hf_coherence_truth[fine_texture]"] > 0.5
 
 
-def test_keys_are_the_same_for_every_method_and_truth_adds_three(slices, results):
+def test_keys_are_the_same_for_every_method_and_truth_adds_its_coherence(slices, results):
     _, reference, images = slices
     without = evaluate_slice(reference, images, pixel_mm=0.7, **KNOBS)
     keys = set(without["same"])
     assert all(set(metrics) == keys for metrics in without.values())
-    assert set(results["same"]) - keys == {f"hf_coherence_truth[{p}]" for p in ("full", "fine_texture", "uniform")}
+    added = set(results["same"]) - keys
+    assert {f"hf_coherence_truth[{p}]" for p in ("full", "fine_texture", "uniform")} <= added
+    assert {key.partition("[")[0] for key in added} == {"hf_coherence_truth", "band_coherence_truth"}
     assert {"psnr_db[full-range]", "ssim[abdomen-40/400,fine_texture]", "hf_ratio[fine_texture]", "texture_index"} <= keys
 
 
@@ -135,3 +151,47 @@ def test_what_cannot_be_judged_is_refused(slices):
     broken[3, 4] = np.nan
     with pytest.raises(DataError, match="1 pixels that are NaN"):
         evaluate_slice(reference, {"m": broken}, pixel_mm=0.7, **KNOBS)
+
+
+def test_narrow_bands_share_out_every_frequency_up_to_nyquist_once():
+    masks = narrow_bands(0.7)
+    assert next(iter(masks)) == "0.0-0.1/mm" and list(masks)[-1] == "0.7-0.8/mm"
+    total = np.sum(list(masks.values()), axis=0)
+    assert total.max() == 1 and not total[0, 0]
+    assert (total == 1)[cycles_per_mm(8, 0.7) < 0.714].sum() == total[cycles_per_mm(8, 0.7) < 0.714].size - 1
+
+
+def test_bands_tell_a_blur_frequency_by_frequency(slices):
+    _, reference, _ = slices
+    sigma_mm = 0.5
+    blurred = gaussian_filter(reference, sigma_mm / 0.7, mode="nearest")
+    metrics = evaluate_slice(reference, {"blurred": blurred}, pixel_mm=0.7, **KNOBS)["blurred"]
+    ratios = [metrics[f"band_ratio[uniform,{name}]"] for name in narrow_bands(0.7)]
+    assert (np.diff(ratios) < 0).all()
+    # |H|² of the blur at the middle of a band; a block of 8 pixels tells frequencies apart no better than this.
+    np.testing.assert_allclose(ratios[3:5], [np.exp(-((2 * np.pi * sigma_mm * f) ** 2)) for f in (0.35, 0.45)], atol=0.1)
+
+
+def test_noise_power_of_a_patient_is_pooled_over_slices_of_unlike_pixels():
+    rng = np.random.default_rng(5)
+    rows = []
+    for number, (pixel_mm, n) in enumerate([(0.7, 40), (0.8, 160)]):
+        noise = rng.normal(0, 10, (n, 32, 32))
+        for method, image in ((REFERENCE, noise), ("half", noise / 2)):
+            rows.append(SpectrumRow(patient="a", slice=number, method=method, curve=nps_curve(image, pixel_mm=pixel_mm)))
+    found = {metric: values["a"] for metric, values in spectral_by_patient(rows)["half"].items()}
+    assert found["nmr"] == pytest.approx(0.5)
+    assert found["nps_log_distance"] == pytest.approx(np.log(4))
+    assert found["nps_shape_log_distance"] == pytest.approx(0, abs=1e-9)
+    white = spectra_by_patient(rows)[REFERENCE]["a"]
+    expected = 100 * (40 * 0.7**2 + 160 * 0.8**2) / 200  # variance times pixel area
+    np.testing.assert_allclose(white.power[5:].mean(), expected, rtol=0.02)
+
+
+def test_noise_power_is_measured_where_the_reference_is_soft_tissue():
+    reference = np.full((160, 160), -1000.0)
+    reference[20:140, 20:140] = 40
+    candidate = reference + np.random.default_rng(6).normal(0, 20, reference.shape)
+    curves = slice_spectra(reference, {"noisy": candidate}, pixel_mm=0.7)
+    assert curves["noisy"].variance == pytest.approx(400, rel=0.1)
+    assert slice_spectra(np.full((64, 64), -1000.0), {"noisy": candidate[:64, :64]}, pixel_mm=0.7) == {}

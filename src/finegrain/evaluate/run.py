@@ -2,13 +2,21 @@
 
 Every method is a set of images; none is known by its network. The keys of the metrics, stable:
 
-    psnr_db[PROTOCOL], ssim[PROTOCOL]                          every pixel of the slice
+    psnr_db[PROTOCOL], ssim[PROTOCOL]                          every pixel of the slice, or what the protocol's mask says
     psnr_db[PROTOCOL,fine_texture], ssim[PROTOCOL,fine_texture]
+    vif[PROTOCOL]                                              visual information fidelity
     rmse_hu, mae_hu, rmse_hu[body]                             HU, without a window
     hu_bias[TISSUE]                                            HU, candidate − reference; lung, fat, soft, bone
     hf_ratio[ROI], hf_consistency[ROI], hf_coherence[ROI]      band energy E(candidate)/E(reference), min(r, 1/r), coherence
     hf_coherence_truth[ROI]                                    coherence with the noise-free image, if there is one
+    band_ratio[ROI,LOW-HIGH/mm], band_coherence[…], band_coherence_truth[…]    the same, band by band in cycles/mm
     texture_error[PART], texture_index                         relative errors in fine texture and their mean
+
+and of a patient, from the noise power in soft tissue pooled over its slices:
+
+    nps_log_distance, nps_shape_log_distance                   mean |ln ratio| to the reference's spectrum; of equal areas
+    nmr, cfr                                                   ratio of noise SD, and of peak frequency, to the reference's
+    nps_mean_frequency, nps_peak_frequency                     cycles/mm
 
 ROI is full (the body), fine_texture or uniform; PART is one of `texture.TEXTURE_PARTS`. A metric that cannot be computed, for
 an empty roi, is NaN, is left out of means and is counted.
@@ -25,12 +33,33 @@ from numpy.typing import NDArray
 
 from finegrain.errors import DataError
 from finegrain.evaluate import bands, fidelity, regions, texture
+from finegrain.evaluate.spectra import (
+    NPSCurve,
+    central_frequency_ratio,
+    noise_magnitude_ratio,
+    nps_curve,
+    nps_log_distance,
+    nps_shape_log_distance,
+    pooled_nps,
+    uniform_patches,
+)
 from finegrain.files import json_safe
-from finegrain.frequency import Band
+from finegrain.frequency import DCT_BLOCK, Band, cycles_per_mm
+from finegrain.noise_power import RadialNPS
 from finegrain.scan.volume import CTVolume
 
 LOWEST_HU = -1024.0
 """Padding of −2048 counts as air: no method is to be judged by what it does outside the reconstruction."""
+
+BAND_STEP_PER_MM = 0.1
+"""Width of the bands of band_ratio and band_coherence in cycles/mm: a block of 8 pixels of 0.7 mm tells 0.09 apart."""
+
+NPS_PATCH, NPS_COVERAGE = 32, 0.97
+"""Side in pixels of the patches that noise is measured in, and how much of one must be soft tissue. Ours: smaller ones blur the
+peak, and larger ones find no place."""
+
+REFERENCE = "normal dose"
+"""Name of the reference's own spectrum among those of the methods."""
 
 
 class Row(TypedDict):
@@ -40,6 +69,15 @@ class Row(TypedDict):
     slice: int
     method: str
     metrics: dict[str, float]
+
+
+class SpectrumRow(TypedDict):
+    """The noise power of one method, or of the reference, on one slice of one patient."""
+
+    patient: str
+    slice: int
+    method: str
+    curve: NPSCurve
 
 
 def evaluate_slice(
@@ -66,24 +104,19 @@ def evaluate_slice(
     """
     chosen = [fidelity.protocol_named(name) for name in protocols]
     reference = _clean("reference", reference_hu, np.shape(reference_hu))
+    candidates = {method: _clean(method, image, reference.shape) for method, image in images.items()}
+    references = [reference] if truth_hu is None else [reference, _clean("truth", truth_hu, reference.shape)]
     rois = regions.texture_rois(reference, pixel_mm=pixel_mm, band=band)
-    places = {"full": rois.body, "fine_texture": rois.fine_texture, "uniform": rois.uniform}
     tissues = regions.tissue_rois(reference)
-    reference_band = _in_each(places, reference, band=band, pixel_mm=pixel_mm)
+    places = {"full": rois.body, "fine_texture": rois.fine_texture, "uniform": rois.uniform}
+    sums = bands.band_sums([*references, *candidates.values()], list(places.values()), n_references=len(references))
     reference_look = texture.describe_texture(reference, rois.fine_texture, pixel_mm=pixel_mm)
-    truth_band = None
-    if truth_hu is not None:
-        truth = _clean("truth", truth_hu, reference.shape)
-        truth_band = _in_each(places, truth, band=band, pixel_mm=pixel_mm)
-
     results = {}
-    for method, image in images.items():
-        candidate = _clean(method, image, reference.shape)
+    for k, (method, candidate) in enumerate(candidates.items(), start=len(references)):
         look = texture.describe_texture(candidate, rois.fine_texture, pixel_mm=pixel_mm)
-        candidate_band = _in_each(places, candidate, band=band, pixel_mm=pixel_mm)
         results[method] = {
             **_fidelity_metrics(reference, candidate, chosen, rois, tissues),
-            **_band_metrics(reference_band, candidate_band, truth_band),
+            **_band_metrics(sums, k, list(places), band=band, pixel_mm=pixel_mm, with_truth=truth_hu is not None),
             **_texture_metrics(texture.texture_index(reference_look, look)),
         }
     return results
@@ -95,10 +128,6 @@ def _clean(name: str, hu: NDArray, shape: tuple[int, ...]) -> NDArray[np.float64
     if not np.isfinite(hu).all():
         raise DataError(f"{name} holds {int((~np.isfinite(hu)).sum())} pixels that are NaN or infinite")
     return np.maximum(np.asarray(hu, dtype=np.float64), LOWEST_HU)
-
-
-def _in_each(places: Mapping[str, NDArray[np.bool_]], hu: NDArray, *, band: Band, pixel_mm: float) -> dict[str, NDArray]:
-    return {name: bands.band_coefficients(hu, roi, band=band, pixel_mm=pixel_mm) for name, roi in places.items()}
 
 
 def _fidelity_metrics(
@@ -127,22 +156,102 @@ def _fidelity_metrics(
 
 
 def _band_metrics(
-    reference: Mapping[str, NDArray], candidate: Mapping[str, NDArray], truth: Mapping[str, NDArray] | None
+    sums: bands.BandSums, image: int, places: Sequence[str], *, band: Band, pixel_mm: float, with_truth: bool
 ) -> dict[str, float]:
+    in_band = band.mask(DCT_BLOCK, pixel_mm=pixel_mm)
     metrics = {}
-    for place in reference:
-        ratio = bands.energy_ratio(reference[place], candidate[place])
+    for roi, place in enumerate(places):
+        ratio = sums.ratio(image, roi, in_band)
         metrics[f"hf_ratio[{place}]"] = ratio
         metrics[f"hf_consistency[{place}]"] = bands.consistency(ratio)
-        metrics[f"hf_coherence[{place}]"] = bands.coherence(reference[place], candidate[place])
-        if truth is not None:
-            metrics[f"hf_coherence_truth[{place}]"] = bands.coherence(truth[place], candidate[place])
+        metrics[f"hf_coherence[{place}]"] = sums.coherence(image, roi, in_band)
+        if with_truth:
+            metrics[f"hf_coherence_truth[{place}]"] = sums.coherence(image, roi, in_band, reference=1)
+        for name, one in narrow_bands(pixel_mm).items():
+            metrics[f"band_ratio[{place},{name}]"] = sums.ratio(image, roi, one)
+            metrics[f"band_coherence[{place},{name}]"] = sums.coherence(image, roi, one)
+            if with_truth:
+                metrics[f"band_coherence_truth[{place},{name}]"] = sums.coherence(image, roi, one, reference=1)
     return metrics
+
+
+def narrow_bands(pixel_mm: float) -> dict[str, NDArray[np.bool_]]:
+    """The DCT coefficients of each band of 0.1 cycles/mm up to Nyquist, by name ("0.3-0.4/mm"). Shape: (u, v) each."""
+    frequency = cycles_per_mm(DCT_BLOCK, pixel_mm)
+    found = {}
+    for k in range(int(0.5 / pixel_mm / BAND_STEP_PER_MM) + 1):
+        low, high = k * BAND_STEP_PER_MM, (k + 1) * BAND_STEP_PER_MM
+        mask = (frequency >= low) & (frequency < high)
+        mask[0, 0] = False
+        if mask.any():
+            found[f"{low:.1f}-{high:.1f}/mm"] = mask
+    return found
 
 
 def _texture_metrics(index: Mapping[str, float]) -> dict[str, float]:
     parts = {f"texture_error[{part}]": index[part] for part in texture.TEXTURE_PARTS}
     return {**parts, "texture_index": index["index"]}
+
+
+def slice_spectra(reference_hu: NDArray, images: Mapping[str, NDArray], *, pixel_mm: float) -> dict[str, NPSCurve]:
+    """Noise power of the reference and of each method in the reference's soft tissue; empty if that holds no patch.
+
+    Soft tissue alone: in the lung, vessels drown the noise. All of it, not its uniform regions: those are chosen for their low
+    energy in the reference, which would make the reference look less noisy than it is.
+
+    Shape: all images (y, x).
+    """
+    soft = regions.tissue_rois(reference_hu)["soft"]
+    found = {}
+    for name, image in {REFERENCE: reference_hu, **images}.items():
+        patches = uniform_patches(image, soft, NPS_PATCH, min_coverage=NPS_COVERAGE)
+        if len(patches):
+            found[name] = nps_curve(patches, pixel_mm=pixel_mm)
+    return found
+
+
+def volume_spectra(reference: CTVolume, images: Mapping[str, CTVolume], *, patient: str) -> list[SpectrumRow]:
+    """`slice_spectra` on every slice of a volume, as rows for `spectra_by_patient`."""
+    pixel_mm = _square_pixel_mm(reference)
+    return [
+        SpectrumRow(patient=patient, slice=z, method=method, curve=curve)
+        for z in range(len(reference))
+        for method, curve in slice_spectra(
+            reference.hu[z], {name: volume.hu[z] for name, volume in images.items()}, pixel_mm=pixel_mm
+        ).items()
+    ]
+
+
+def spectral_measures(nps: RadialNPS, reference: RadialNPS) -> dict[str, float]:
+    """How the noise power of an image stands to the reference's; the keys are those of the module's first lines."""
+    return {
+        "nps_log_distance": nps_log_distance(nps, reference),
+        "nps_shape_log_distance": nps_shape_log_distance(nps, reference),
+        "nmr": noise_magnitude_ratio(nps, reference),
+        "cfr": central_frequency_ratio(nps, reference),
+        "nps_mean_frequency": nps.mean_frequency,
+        "nps_peak_frequency": nps.peak_frequency,
+    }
+
+
+def spectra_by_patient(spectra: Iterable[SpectrumRow]) -> dict[str, dict[str, RadialNPS]]:
+    """Noise power pooled over the slices of each patient: method → patient → spectrum. The reference's is under `REFERENCE`."""
+    collected: dict[str, dict[str, list[NPSCurve]]] = {}
+    for row in spectra:
+        collected.setdefault(row["method"], {}).setdefault(row["patient"], []).append(row["curve"])
+    return {method: {patient: pooled_nps(curves) for patient, curves in patients.items()} for method, patients in collected.items()}
+
+
+def spectral_by_patient(spectra: Iterable[SpectrumRow]) -> dict[str, dict[str, dict[str, float]]]:
+    """The measures of noise power, as `by_patient` gives the others: method → metric → patient → value."""
+    pooled = spectra_by_patient(spectra)
+    references = pooled.pop(REFERENCE, {})
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for method, patients in pooled.items():
+        for patient, nps in patients.items():
+            for metric, value in spectral_measures(nps, references[patient]).items():
+                found.setdefault(method, {}).setdefault(metric, {})[patient] = value
+    return found
 
 
 def volume_rows(

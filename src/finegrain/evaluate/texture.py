@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import local_binary_pattern
 
-from finegrain.evaluate.bands import band_coefficients
-from finegrain.frequency import DCT_BLOCK, Band
+from finegrain.evaluate.bands import band_sums
+from finegrain.frequency import DCT_BLOCK
 
 # All ours.
 TREND_SIGMA_MM = 4.0
@@ -94,8 +94,7 @@ def describe_texture(hu: NDArray, roi: NDArray[np.bool_], *, pixel_mm: float) ->
     # In steps of 0.1 HU: rounding to whole HU would turn a smooth output's gradients into flat patterns.
     pattern = local_binary_pattern(np.round(detail * 10).astype(np.int32), LBP_POINTS, 1, method="uniform")
     histogram = np.bincount(pattern[roi].astype(np.int64), minlength=LBP_POINTS + 2).astype(np.float64)
-    coefficients = band_coefficients(detail, roi, band=Band(low=0.0, high=2.0), pixel_mm=pixel_mm)
-    energy = (coefficients**2).sum(axis=0)
+    energy = band_sums([detail], [roi], n_references=0).energy[0, 0].ravel()[1:]
     return TextureDescription(
         glcm=glcm_features(glcm(detail, roi, low_hu=GLCM_LOW_HU, high_hu=GLCM_HIGH_HU, bin_hu=GLCM_BIN_HU)),
         local_sd=local_sd[roi],
