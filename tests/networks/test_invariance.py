@@ -6,19 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from small_networks import FAMILIES, awake
 
-from finegrain.config import NetworkConfig
 from finegrain.denoise import Denoiser, load_denoiser, torch_engine
 from finegrain.hu import HURange
-from finegrain.networks.skeleton import STRIDE, build_network
+from finegrain.networks.skeleton import STRIDE
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
 from finegrain.simulate.fbp import find_kernel
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "invariance.py"
-FAMILIES = ("convolution", "attention", "hybrid")
-SMALL = NetworkConfig(channels=(8, 24, 24), blocks=(1, 1, 1), heads=(2, 2))
 SD = 20.0
 EXACT_HU = 0.01
 """What is the same but for rounding: single precision over 4095 HU."""
@@ -35,14 +32,8 @@ def _program():
 bench = _program()
 
 
-def _awake(family):
-    """A small network none of whose parameters are zero any more, as after some training."""
-    network = build_network(SMALL.model_copy(update={"family": family}), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    return Denoiser(torch_engine(network), hu_range=HURange(), stride=STRIDE)
+def _denoiser(family):
+    return Denoiser(torch_engine(awake(family)), hu_range=HURange(), stride=STRIDE)
 
 
 def _white(n=24, size=128, seed=0):
@@ -249,7 +240,7 @@ def _sample(side):
 @pytest.fixture(scope="module", params=FAMILIES)
 def reaching(request):
     """A small network, and how far it reaches."""
-    denoiser = _awake(request.param)
+    denoiser = _denoiser(request.param)
     return denoiser, bench.reach(denoiser, longest=512)
 
 
@@ -296,7 +287,7 @@ def _moves_along(denoiser, *, border, limit):
 
 @pytest.mark.parametrize("name", ["bundled", *FAMILIES])
 def test_a_flat_field_without_noise_comes_out_flat(name, bundled):
-    denoiser = bundled if name == "bundled" else _awake(name)
+    denoiser = bundled if name == "bundled" else _denoiser(name)
     worst = max(np.abs(bench.flat_deviation(denoiser, level, margin=64)).max() for level in (-1000, -100, 40, 1000))
     assert worst <= bench.LIMIT_HU
 

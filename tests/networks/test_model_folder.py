@@ -12,6 +12,7 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from small_networks import FAMILIES, awake
 
 from finegrain.acquisition import Acquisition
 from finegrain.cli import main
@@ -30,24 +31,12 @@ from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import FORMAT, BandGains, ModelCard, card_rows, read_card, write_card
 from finegrain.networks.checkpoint import load_network, save_model
-from finegrain.networks.skeleton import STRIDE, DenoisingNetwork, build_network
+from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
 from finegrain.scan.volume import CTVolume
 
-FAMILIES = ("convolution", "attention", "hybrid")
-SMALL = NetworkConfig(channels=(8, 24, 24), blocks=(0, 1, 1), heads=(2, 2))
 TOLD = Acquisition(dose_fraction=0.1, kernel_half_per_mm=0.3, pixel_mm=0.7)
-
-
-def _awake(family):
-    """A network in which nothing is zero, as after some training."""
-    network = build_network(SMALL.model_copy(update={"family": family}), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    return network.eval()
 
 
 def _card(network, **changes):
@@ -87,7 +76,7 @@ def _card(network, **changes):
 def saved(tmp_path_factory):
     """A network of each family, and the folder that it was saved to."""
     root = tmp_path_factory.mktemp("models")
-    networks = {family: _awake(family) for family in FAMILIES}
+    networks = {family: awake(family) for family in FAMILIES}
     for family, network in networks.items():
         save_model(network, root / family, _card(network))
     return networks, root
@@ -172,7 +161,7 @@ def test_other_files_in_the_folder_change_nothing(folder):
 
 def test_saving_again_replaces_the_folder_whole(saved, folder):
     (folder / "left over").touch()
-    network = _awake("convolution")
+    network = awake("convolution")
     save_model(network, folder, _card(network, name="second"))
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.onnx", "model.safetensors"]
     assert load_denoiser(folder).name == "second v0"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_networks import FAMILIES, SMALL, awake
 
 from finegrain.acquisition import Acquisition
 from finegrain.config import NetworkConfig
@@ -19,20 +20,6 @@ from finegrain.networks.blocks import (
     query_windows,
 )
 from finegrain.networks.skeleton import STRIDE, build_network, count_macs
-
-FAMILIES = ("convolution", "attention", "hybrid")
-SMALL = NetworkConfig(channels=(8, 24, 24), blocks=(1, 1, 1), heads=(2, 2))
-
-
-def _awake(family, seed=0, config=SMALL):
-    """A network whose last layer and temperatures are not zero, as after some training."""
-    network = build_network(config.model_copy(update={"family": family}), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    torch.nn.init.normal_(network.head[-1].weight, std=0.05, generator=generator)
-    for name, parameter in network.named_parameters():
-        if "temperature.weight" in name:
-            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    return network.eval()
 
 
 def _image(rows, columns, seed=0):
@@ -74,7 +61,7 @@ def test_macs_of_the_convolution_family_are_those_of_pencil_and_paper():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_number_that_is_learned_receives_gradient(family):
-    network = _awake(family).double()
+    network = awake(family).double()
     image = torch.from_numpy(HURange().to_unit(_image(64, 64)))[None, None].double()
     network(image, torch.tensor([[1.0, -2.0, 1.0, 0.5]]).double()).square().sum().backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
@@ -86,7 +73,7 @@ def test_every_number_that_is_learned_receives_gradient(family):
 
 @pytest.mark.parametrize("family", ["attention", "hybrid"])
 def test_what_is_known_of_the_scan_changes_the_answer(family):
-    network = _awake(family)
+    network = awake(family)
     image = torch.from_numpy(HURange().to_unit(_image(64, 64)))[None, None]
     answers = [network(image, torch.from_numpy(told.numbers()[None])) for told in (Acquisition(), Acquisition(0.25))]
     assert torch.equal(answers[0], network(image))
@@ -95,7 +82,7 @@ def test_what_is_known_of_the_scan_changes_the_answer(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_slice_of_any_size_is_the_same_part_of_a_larger_one(family):
-    network = _awake(family)
+    network = awake(family)
     image = torch.from_numpy(HURange().to_unit(_image(130, 67)))[None, None]
     filled = torch.nn.functional.pad(image, (0, 29, 0, 30), mode="replicate")
     assert torch.equal(network(image), network(filled)[..., :130, :67])
@@ -109,7 +96,7 @@ def test_an_untrained_network_changes_nothing(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_slice_in_tiles_equals_the_whole_slice_away_from_borders(family):
-    network, far = torch_engine(_awake(family)), 160  # what the three blocks of SMALL reach is less: 133 pixels for the hybrid
+    network, far = torch_engine(awake(family)), 160  # what the three blocks of SMALL reach is less: 133 pixels for the hybrid
     unit = HURange().to_unit(_image(64, 2 * far + 3 * STRIDE))[None, None]
     for image, axis in ((unit, 3), (unit.swapaxes(2, 3), 2)):
         whole, tile = network(image), network(image.take(range(STRIDE, image.shape[axis] - STRIDE), axis))
