@@ -58,6 +58,9 @@ NPS_PATCH, NPS_COVERAGE = 32, 0.97
 """Side in pixels of the patches that noise is measured in, and how much of one must be soft tissue. Ours: smaller ones blur the
 peak, and larger ones find no place."""
 
+SMALLEST_VIF_SLICE = 41
+"""Pixels below which its four scales do not fit and VIF is NaN."""
+
 REFERENCE = "normal dose"
 """Name of the reference's own spectrum among those of the methods."""
 
@@ -143,6 +146,8 @@ def _fidelity_metrics(
         in_texture = ssim_map[rois.fine_texture]
         metrics[f"psnr_db[{protocol.name}]"] = fidelity.psnr(reference, candidate, protocol=protocol)
         metrics[f"ssim[{protocol.name}]"] = mean_ssim
+        large = min(reference.shape) >= SMALLEST_VIF_SLICE
+        metrics[f"vif[{protocol.name}]"] = fidelity.vif(reference, candidate, protocol=protocol) if large else float("nan")
         metrics[f"psnr_db[{protocol.name},fine_texture]"] = fidelity.psnr(
             reference, candidate, protocol=protocol, roi=rois.fine_texture
         )

@@ -214,6 +214,11 @@ def _find_circle(
                 f"no circle of radius {radius_mm} mm near row {centre[0]:.1f}, column {centre[1]:.1f}: the best has "
                 f"{circle.radius_mm:.1f} mm, {off:.1f} mm away; give a better centre, or more images against noise"
             )
+    if circle.radius_mm <= reach_mm - pixel_mm:
+        raise DataError(
+            f"the circle found has a radius of {circle.radius_mm:.1f} mm, and its edge is followed for {reach_mm:g} mm to "
+            "either side; give a smaller reach_mm, or more images against noise"
+        )
     return circle
 
 
