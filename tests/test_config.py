@@ -66,6 +66,6 @@ def test_impossible_combinations_are_refused_when_made(make, word):
 def test_a_band_without_coefficients_is_one_line_that_names_the_place(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("pairs: {sources: [{kind: phantom}]}\narms: [{name: a, family: hybrid, loss: {band: [1.3, 1.5]}}]\nproposed: a")
-    with pytest.raises(ConfigError, match=r"study\.yaml: arms\.0\.loss: .*no coefficient") as caught:
+    with pytest.raises(ConfigError, match=r"study\.yaml: arms\.0\.network\.loss: .*no coefficient") as caught:
         load_config(path, StudyConfig)
     assert len(str(caught.value).splitlines()) == 1

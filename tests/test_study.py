@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pytest
 
-from finegrain.config import Arm, NetworkConfig, PairsConfig, PhantomSource, StudyConfig, TrainConfig
+from finegrain.config import Arm, NetworkConfig, PairsConfig, PairsInput, PhantomSource, StudyConfig, TrainConfig
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
 from finegrain.errors import ConfigError, DataError
 from finegrain.evaluate.regions import body_mask
 from finegrain.evaluate.stats import PairedComparison, compare_paired, compare_with_each
 from finegrain.pairs.manifest import read_manifest
-from finegrain.study import _claim, _claims, _scale_note, run_study
+from finegrain.study import run_study
+from finegrain.study.claims import judge, judge_claims
+from finegrain.study.results import scale_note
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +33,26 @@ def study(tmp_path_factory):
         train=TrainConfig(steps=6, batch=2, patch=32, warmup=2, validate_every=3, threads=1),
     )
     seen = []
-    outcome = run_study(config, folder, data_root=folder, workers=2, progress=lambda *step: seen.append(step))
+    outcome = run_study(config, folder, data_root=folder, jobs=2, progress=lambda *step: seen.append(step))
     return config, folder, outcome, json.loads(outcome.results.read_text()), seen
 
 
 def test_every_arm_was_trained_and_measured_on_the_same_patients(study):
     config, _, _, results, _ = study
     names = [arm.name for arm in config.arms]
-    assert [arm["name"] for arm in results["arms"]] == names
+    assert [method["name"] for method in results["methods"]] == names
     test = set(results["splits"]["test"]["patients"])
     assert not test & set(results["splits"]["train"]["patients"])
     for name in ["low dose", *names]:
         assert set(results["per_patient"][name]["psnr_db[abdomen-40/400]"]) == test
         assert results["measures"][name]["psnr_db[abdomen-40/400]"]["n_patients"] == len(test)
-    counts = [arm["parameters"] for arm in results["arms"]]
+    counts = [method["parameters"] for method in results["methods"]]
     assert 0 < max(counts) <= 1.02 * min(counts)
 
 
 def test_the_free_competitors_are_measured_beside_the_networks(study):
-    _, _, _, results, _ = study
-    free = ["blend 0.1", "blend 0.2", "blend 0.3", "blend 0.5", "equaliser 0.5", "equaliser 1"]
+    config, _, _, results, _ = study
+    free = ["blend 0.1", "blend 0.2", "blend 0.3", "blend 0.5", "equaliser 0.5", "equaliser 1", f"{config.proposed}, equalised"]
     assert set(free) <= set(results["measures"])
     keys = results["measures"]["hybrid, spatial loss"].keys()
     assert all(results["measures"][name].keys() == keys for name in free)
@@ -62,9 +64,9 @@ def test_the_band_equaliser_is_that_of_the_spatial_hybrid_on_the_validation_slic
     low_dose, reference = pair.images(folder / "pairs")[:2].astype(np.float64)
     # Six steps change so little that the gains are almost those that the input would need.
     expected = calibrate_equaliser([CalibrationSlice(low_dose, low_dose, reference, body_mask(reference))])
-    np.testing.assert_allclose(results["equaliser"]["gains"], expected.gains, rtol=0.01)
-    assert results["equaliser"]["gains"][0][-1] < 0.99
-    assert json.loads((folder / "equaliser.json").read_text())["network"] == "hybrid, spatial loss"
+    spatial = next(method for method in results["methods"] if method["name"] == "hybrid, spatial loss")
+    np.testing.assert_allclose(spatial["equaliser"]["gains"], expected.gains, rtol=0.01)
+    assert spatial["equaliser"]["gains"][0][-1] < 0.99
     names = ("hybrid, spatial loss", "equaliser 0.5", "equaliser 1")
     plain, half, full = (results["measures"][name]["hf_ratio[full]"]["mean"] for name in names)
     assert plain != half != full
@@ -90,17 +92,17 @@ def test_report_and_figures_are_there_and_say_how_small_it_was(study):
 def test_a_second_run_trains_nothing_and_finds_the_same(study):
     config, folder, _, results, _ = study
     seen = []
-    again = run_study(config, folder, data_root=folder, workers=1, progress=lambda *step: seen.append(step))
+    again = run_study(config, folder, data_root=folder, jobs=1, progress=lambda *step: seen.append(step))
     assert seen == []
     repeated = json.loads(again.results.read_text())
     assert repeated["per_patient"] == results["per_patient"]
     assert repeated["comparisons"] == results["comparisons"]
-    assert repeated["arms"] == results["arms"]
+    assert repeated["methods"] == results["methods"]
 
 
 def _run_again(config, folder):
     seen = []
-    run_study(config, folder, data_root=folder, workers=1, progress=lambda *step: seen.append(step))
+    run_study(config, folder, data_root=folder, jobs=1, progress=lambda *step: seen.append(step))
     return {(what, done) for what, done, _ in seen}
 
 
@@ -115,7 +117,7 @@ def test_a_slice_that_is_missing_is_done_again_alone(study, tmp_path):
     config, folder, _, results, _ = study
     shutil.copytree(folder, tmp_path / "copy")
     key = next(pair.key for pair in read_manifest(folder / "pairs") if pair.split == "test")
-    (tmp_path / "copy" / "denoised" / "attention-only" / f"{key}.npy").unlink()
+    (tmp_path / "copy" / "methods" / "attention-only" / "seed-0" / "denoised" / f"{key}.npy").unlink()
     (tmp_path / "copy" / "measured" / f"{key}.json").unlink()
     assert len(_run_again(config, tmp_path / "copy")) == 2
     assert json.loads((tmp_path / "copy" / "results.json").read_text())["per_patient"] == results["per_patient"]
@@ -124,7 +126,7 @@ def test_a_slice_that_is_missing_is_done_again_alone(study, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"train": {"seed": 1}}, "convolution-only holds the training of another configuration"),
+        ({"train": {"steps": 7}}, "convolution-only/seed-0 holds the training of another configuration"),
         ({"network": {"blocks": (1, 1, 2)}}, "holds the training of another configuration"),
         ({"pairs": {"seed": 1}}, "pairs of another configuration"),
     ],
@@ -143,7 +145,7 @@ def test_a_changed_loss_of_the_last_arm_is_refused_before_anything_is_written(st
     config, folder, _, _, _ = study
     last = config.arms[-1].model_copy(update={"loss": config.arms[-1].loss.model_copy(update={"weight": 0.5})})
     before = (folder / "config.yaml").read_bytes()
-    with pytest.raises(DataError, match="hybrid-dual-domain-loss holds the training"):
+    with pytest.raises(DataError, match="hybrid-dual-domain-loss/seed-0 holds the training"):
         _run_again(config.model_copy(update={"arms": (*config.arms[:-1], last)}), folder)
     assert (folder / "config.yaml").read_bytes() == before
 
@@ -162,7 +164,7 @@ def test_a_changed_loss_of_the_last_arm_is_refused_before_anything_is_written(st
 def test_what_cannot_be_done_is_refused_before_the_first_pair(changes, word, tmp_path):
     config = StudyConfig.model_validate({"pairs": {"sources": [{"kind": "phantom"}]}, **changes})
     with pytest.raises(ConfigError, match=word):
-        run_study(config, tmp_path / "out", data_root=tmp_path, workers=1, progress=lambda *step: None)
+        run_study(config, tmp_path / "out", data_root=tmp_path, jobs=1, progress=lambda *step: None)
     assert not (tmp_path / "out").exists()
 
 
@@ -176,7 +178,7 @@ def _comparison(differences):
 def test_a_claim_is_settled_by_size_sign_and_significance(shift, verdict):
     spread = np.array([-0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.001])
     comparison: PairedComparison = _comparison(shift + spread)
-    assert _claim("PSNR is 0.7 to 1.1 dB higher", comparison, least=0.7, unit=" dB")["verdict"] == verdict
+    assert judge("PSNR is 0.7 to 1.1 dB higher", comparison, least=0.7, unit=" dB")["verdict"] == verdict
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -184,7 +186,7 @@ def test_a_claim_is_settled_by_size_sign_and_significance(shift, verdict):
 def test_a_gain_that_may_yet_be_as_large_as_claimed_cannot_be_said(least, verdict, sign):
     comparison = _comparison(sign * np.array([-1.2, 1.9, -0.6, 1.4, 0.9, -0.8, 1.6, -0.3]))
     assert not comparison.is_significant() and comparison.can_reach()
-    assert _claim("a claim", comparison, least=least, unit="", sign=sign)["verdict"] == verdict
+    assert judge("a claim", comparison, least=least, unit="", sign=sign)["verdict"] == verdict
 
 
 def test_a_proposed_arm_of_any_family_has_claims_against_the_others_alone():
@@ -194,7 +196,7 @@ def test_a_proposed_arm_of_any_family_has_claims_against_the_others_alone():
     patients = [f"p{number}" for number in range(8)]
     found = {arm.name: {key: dict.fromkeys(patients, 0.5) for key in keys} for arm in arms}
     comparisons = {key: compare_with_each([0.5] * 8, {"filters": [0.4] * 8}) for key in keys}
-    claims = _claims(config, found, comparisons)
+    claims = judge_claims(config, found, comparisons)
     assert len(claims) == 4
     assert all(claim["claim"].endswith("filters") for claim in claims)
 
@@ -209,11 +211,110 @@ def test_a_study_is_called_small_only_if_it_is(study):
     def _copy(pair, split, patient):
         return pair.model_copy(update={"split": split, "patient": patient})
 
-    large = _scale_note(config, pairs("train", 100, 5000) + pairs("validation", 4, 40) + pairs("test", 20, 400))
+    large = scale_note(config, pairs("train", 100, 5000) + pairs("validation", 4, 40) + pairs("test", 20, 400))
     assert "small" not in large
     assert large.startswith("5,000 training slices of 100 patients, 40 validation slices of 4, 400 test slices of 20")
     for few in (
         pairs("train", 100, 4999) + pairs("test", 20, 400),
         pairs("train", 100, 5000) + pairs("test", 19, 400),
     ):
-        assert _scale_note(config, few).startswith("This study is small")
+        assert scale_note(config, few).startswith("This study is small")
+
+
+@pytest.fixture(scope="module")
+def wide_study(tmp_path_factory):
+    """Two seeds, a network of others, two filters, a sweep, lesions and other pairs, as small as can be."""
+    folder = tmp_path_factory.mktemp("wide")
+    phantoms = {"size": 192, "pixel_mm": [1.9, 1.9], "qc": "report"}
+    config = StudyConfig.model_validate(
+        {
+            "pairs": phantoms
+            | {
+                "sources": [{"kind": "phantom", "region": "abdomen", "patients": 6, "slices": 1}],
+                "test_fraction": 0.5,
+                "validation_fraction": 0.17,
+            },
+            "network": {"channels": [8, 24, 24], "blocks": [1, 0, 1], "heads": [2, 2]},
+            "train": {"steps": 4, "batch": 2, "patch": 64, "warmup": 1, "validate_every": 4, "threads": 1},
+            "arms": [
+                {"name": "filters", "family": "convolution"},
+                {"name": "plain", "family": "hybrid"},
+                {"name": "ours", "family": "hybrid", "loss": {"weight": 0.05}},
+                {"kind": "peer", "name": "RED-CNN", "peer": "RED-CNN", "widths": [4]},
+                {"kind": "classical", "name": "NLM", "method": "nlm", "strengths": [0.5, 1.0]},
+                {"kind": "classical", "name": "TV", "method": "tv", "strengths": [0.1, 1.0]},
+            ],
+            "proposed": "ours",
+            "seeds": [3, 4],
+            "sweeps": [{"arm": "ours", "weights": [0.5]}],
+            "lesions": {"diameters_mm": [4, 8], "contrasts_hu": [-900, -300], "per_slice": 6},
+            "generalisation": {
+                "unseen dose": {
+                    "pairs": phantoms
+                    | {
+                        "sources": [
+                            {"kind": "phantom", "region": "abdomen", "patients": 2, "slices": 1, "first_seed": 50, "split": "test"}
+                        ],
+                        "dose_fractions": [0.1],
+                    }
+                }
+            },
+        }
+    )
+    outcome = run_study(config, folder, data_root=folder, jobs=2, progress=lambda *step: None)
+    return config, folder, json.loads(outcome.results.read_text()), outcome.report.read_text(encoding="utf-8")
+
+
+def test_every_network_is_trained_with_every_seed_and_its_patients_are_means_over_them(wide_study):
+    _, _, results, _ = wide_study
+    made = {(method["name"], method["seed"]) for method in results["methods"]}
+    networks = {"filters", "plain", "ours", "RED-CNN", "ours, λ 0.5"}
+    assert made == {(name, seed) for name in networks for seed in (3, 4)} | {("NLM", None), ("TV", None)}
+    key = "psnr_db[abdomen-40/400]"
+    ours = results["measures"]["ours"][key]
+    assert len(set(ours["seed_means"])) == 2
+    assert ours["mean"] == pytest.approx(np.mean(ours["seed_means"]))
+    assert len(set(results["measures"]["low dose"][key]["seed_means"])) == 1
+    assert results["over_seeds"][key]["filters"]["n_seeds"] == 2
+
+
+def test_holm_counts_the_papers_comparators_apart_from_all_others(wide_study):
+    _, _, results, _ = wide_study
+    assert results["families"]["paper"] == ["filters", "plain"]
+    assert {"RED-CNN", "NLM", "TV", "ours, λ 0.5", "blend 0.1", "ours, equalised"} <= set(results["families"]["others"])
+    compared = results["comparisons"]["psnr_db[abdomen-40/400]"]
+    assert compared["filters"]["n_comparisons"] == 2
+    assert compared["NLM"]["n_comparisons"] == len(results["families"]["others"])
+
+
+def test_a_filter_takes_the_strength_that_is_best_on_the_validation_slices(wide_study):
+    _, _, results, _ = wide_study
+    for name in ("NLM", "TV"):
+        method = next(method for method in results["methods"] if method["name"] == name)
+        assert method["strength"] == max(method["tuning"], key=lambda one: one[1])[0]
+        assert method["tuning_slices"] == 1
+
+
+def test_other_pairs_stand_in_the_matrix_beside_what_was_trained(wide_study):
+    _, _, results, _ = wide_study
+    row = next(row for row in results["generalisation"] if row["factor"] == "other pairs")
+    assert (row["value"], row["trained"], row["patients"]) == ("unseen dose", False, 2)
+    assert set(row["gain_db"]) == set(results["measures"]) - {"low dose"}
+    assert row["input_psnr_db"] < results["measures"]["low dose"]["psnr_db[abdomen-40/400]"]["mean"]
+
+
+def test_strong_lesions_are_detected_under_every_method(wide_study):
+    config, _, results, _ = wide_study
+    detected = results["detectability"]
+    assert set(detected) == {"low dose", *(arm.name for arm in config.all_arms)}
+    for each in detected.values():
+        assert len(each) == 2
+        assert all(one["low"] <= one["d_prime"] <= one["high"] and one["d_prime"] > 1 for one in each)
+
+
+def test_patients_that_the_networks_are_trained_on_are_no_test_of_generalisation(wide_study, tmp_path):
+    config, _, _, _ = wide_study
+    shared = config.pairs.model_copy(update={"sources": (PhantomSource(region="abdomen", patients=6, slices=1, split="test"),)})
+    other = config.model_copy(update={"generalisation": {"same": PairsInput(pairs=shared)}})
+    with pytest.raises(DataError, match="patients that the networks are trained on"):
+        run_study(other, tmp_path / "out", data_root=tmp_path, jobs=1, progress=lambda *step: None)

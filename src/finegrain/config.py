@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from finegrain.errors import ConfigError
 from finegrain.files import slug, write_whole
@@ -397,18 +398,52 @@ class TrainingRun(PairsInput):
 
 
 class Arm(Config):
-    """One network of a study."""
+    """One network of ours in a study: a family and a loss on the study's skeleton."""
 
+    kind: Literal["network"] = "network"
     name: str
     family: Literal["convolution", "attention", "hybrid"]
     loss: LossConfig = LossConfig()
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if not slug(self.name):
-            raise ValueError(f"the arm name {self.name!r} gives no file name; it needs a letter a-z or a digit")
-        return self
 
+class PeerArm(Config):
+    """A network of others, trained on the same batches with the mean squared error."""
+
+    kind: Literal["peer"] = "peer"
+    name: str
+    peer: Literal["RED-CNN", "ResNet", "CTformer"]
+    widths: tuple[int, ...] = Field((), description="Its widths; as published if not given.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; the study's if not given.")
+
+
+class ClassicalArm(Config):
+    """A denoiser that is not trained; its one strength is the one with the best PSNR on the validation pairs."""
+
+    kind: Literal["classical"] = "classical"
+    name: str
+    method: Literal["bm3d", "nlm", "tv"] = Field(
+        description="bm3d: block matching, needs the package bm3d (free for non-commercial use). nlm: non-local means. tv: total "
+        "variation (Chambolle)."
+    )
+    strengths: tuple[float, ...] = Field(
+        (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0),
+        min_length=1,
+        description="Tried on the validation pairs, in units of the noise that is estimated from each slice.",
+    )
+
+
+class Sweep(Config):
+    """Copies of one network arm, each with another weight λ or another Ω_h."""
+
+    arm: str = Field(description="Name of the arm that is varied.")
+    weights: tuple[float, ...] = Field((), description="Values of λ.")
+    bands: tuple[tuple[float, float], ...] = Field((), description="Values of Ω_h, in the arm's band_unit.")
+
+
+StudyArm = Annotated[
+    Annotated[Arm, Tag("network")] | Annotated[PeerArm, Tag("peer")] | Annotated[ClassicalArm, Tag("classical")],
+    Discriminator(lambda arm: arm.get("kind", "network") if isinstance(arm, dict) else getattr(arm, "kind", None)),
+]
 
 PAPER_ARMS = (
     Arm(name="convolution only", family="convolution"),
@@ -418,30 +453,83 @@ PAPER_ARMS = (
 )
 
 
+class LesionConfig(Config):
+    """Lesions that a study inserts into its test slices, to measure whether they can still be detected."""
+
+    diameters_mm: tuple[float, ...] = Field((3.0, 6.0, 12.0), min_length=1, description="Of the lesions.")
+    contrasts_hu: tuple[float, ...] = Field((-60.0, -30.0, -15.0), min_length=1, description="Of each diameter, at its centre.")
+    per_slice: int = Field(6, ge=1, description="Lesions of each diameter in a test slice, as far as its soft tissue has room.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(self.diameters_mm) != len(self.contrasts_hu):
+            raise ValueError(f"each diameter needs a contrast, got {len(self.diameters_mm)} and {len(self.contrasts_hu)}")
+        if min(self.diameters_mm) <= 0 or 0 in self.contrasts_hu:
+            raise ValueError("diameters must be positive and contrasts other than 0")
+        return self
+
+
 class StudyConfig(PairsInput):
     """The paper's experiment: pairs → networks → evaluation → statistics → report."""
 
     title: str = "Low-dose CT denoising study"
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
-    arms: tuple[Arm, ...] = PAPER_ARMS
-    proposed: str = Field("hybrid, dual-domain loss", description="The arm that is compared with every other.")
+    arms: tuple[StudyArm, ...] = PAPER_ARMS
+    proposed: str = Field("hybrid, dual-domain loss", description="The network that is compared with every other arm.")
+    seeds: tuple[int, ...] = Field(
+        (), description="Each network is trained once with each; the seed of train alone if none is given. A claim needs three."
+    )
+    sweeps: tuple[Sweep, ...] = ()
     protocols: tuple[str, ...] = Field(
         ("abdomen-40/400", "chest--600/1500"), min_length=1, description="PSNR and SSIM protocols; the claims are about the first."
     )
     band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h of the measures, fractions of Nyquist.")
+    lesions: LesionConfig | None = Field(LesionConfig(), description="Lesions for detectability d′; null leaves it out.")
+    generalisation: dict[str, PairsInput] = Field(
+        {}, description="Other pairs, by name, whose test patients are denoised and measured too: unseen doses, kernels, scanners."
+    )
+
+    @property
+    def all_arms(self) -> tuple[StudyArm, ...]:
+        """The arms and those that sweeps make of them."""
+        return self.arms + tuple(arm for sweep in self.sweeps for arm in self._swept(sweep))
+
+    def _swept(self, sweep: Sweep) -> Iterator[Arm]:
+        arm = next((arm for arm in self.arms if arm.name == sweep.arm and isinstance(arm, Arm)), None)
+        if arm is None:
+            raise ValueError(f"a sweep varies {sweep.arm!r}, which is no network arm of this study")
+        changes: list[tuple[str, dict[str, Any]]] = [(f"λ {weight:g}", {"weight": weight}) for weight in sweep.weights]
+        changes += [(f"Ω_h {low:g} to {high:g}", {"band": (low, high)}) for low, high in sweep.bands]
+        for name, change in changes:
+            loss = LossConfig.model_validate(arm.loss.model_dump() | change)
+            yield arm.model_copy(update={"name": f"{arm.name}, {name}", "loss": loss})
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds that each network is trained with."""
+        return self.seeds or (self.train.seed,)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        names = [arm.name for arm in self.arms]
+        arms = self.all_arms
+        names = [arm.name for arm in arms]
         if len(set(names)) < len(names):
             raise ValueError(f"two arms share a name: {names}")
+        for name in names:
+            if not slug(name):
+                raise ValueError(f"the arm name {name!r} gives no file name; it needs a letter a-z or a digit")
         if len({slug(name) for name in names}) < len(names):
             raise ValueError(f"two arms share a file name, which keeps letters a-z and digits alone: {names}")
-        if self.proposed not in names:
-            raise ValueError(f"proposed arm {self.proposed!r} is none of {names}")
+        networks = [arm for arm in arms if isinstance(arm, Arm)]
+        if self.proposed not in [arm.name for arm in networks]:
+            raise ValueError(f"proposed arm {self.proposed!r} is none of {[arm.name for arm in networks]}")
+        if len(set(self.all_seeds)) < len(self.all_seeds):
+            raise ValueError(f"two seeds are the same: {list(self.all_seeds)}")
+        if len({slug(name) for name in self.generalisation}) < len(self.generalisation) or not all(map(slug, self.generalisation)):
+            raise ValueError(f"the names under generalisation must give different file names, got {list(self.generalisation)}")
         _check_band(self.band, DCT_BLOCK)
-        for arm in self.arms:
+        for arm in networks:
             _check_block_fits(arm.loss, self.train)
         return self
 

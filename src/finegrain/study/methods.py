@@ -1,0 +1,362 @@
+"""One method of a study: an arm, with a seed if it is trained; made, and every test slice denoised with it.
+
+All that belongs to a method lies in one folder of the study: its training, `method.json` with what it is, `denoised/` with the test
+slices in HU, `lesions/` with the places where lesions were inserted before denoising.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finegrain.config import Arm, ClassicalArm, LossConfig, PeerArm, StudyArm, StudyConfig
+from finegrain.denoise import Denoiser, torch_engine
+from finegrain.equaliser import BandEqualiser, CalibrationSlice, calibrate_equaliser
+from finegrain.evaluate.fidelity import protocol_named
+from finegrain.evaluate.lesion import Lesion, Place, gaussian_transfer, insert, lesion_places, roi_size, rois_at
+from finegrain.evaluate.regions import body_mask
+from finegrain.files import json_safe, slug, whole_file, write_whole
+from finegrain.networks.blocks import parameter_count
+from finegrain.networks.card import file_sha256
+from finegrain.networks.peers import build_peer
+from finegrain.networks.skeleton import STRIDE, ImageNetwork, build_network, count_macs
+from finegrain.pairs.dataset import half_per_mm_of
+from finegrain.pairs.manifest import Pair
+from finegrain.provenance import versions
+from finegrain.study.classical import denoise_classically, tune
+from finegrain.train.loop import CHECKPOINT, check_run_folder, fit
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is finished, and how much there is."""
+
+Denoise = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A slice in HU → the same denoised. Shape: (y, x)."""
+
+PROGRAM = (
+    "acquisition.py",
+    "denoise.py",
+    "equaliser.py",
+    "frequency.py",
+    "hu.py",
+    "noise_power.py",
+    "networks/*.py",
+    "evaluate/*.py",
+)
+"""What denoises and measures, of this package: when it changes, slices are done again."""
+
+MOST_TUNING_SLICES = 12
+"""Validation slices on which a classical method is tuned: one strength needs no more; a default, taken from nowhere."""
+
+LESION_SEED = 0
+"""Of the places of inserted lesions: the same for every method and every run."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An arm, and the seed that it is trained with; None for one that is not trained."""
+
+    arm: StudyArm
+    seed: int | None
+
+    @property
+    def label(self) -> str:
+        """For progress and messages."""
+        return self.arm.name if self.seed is None else f"{self.arm.name}, seed {self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Where all that belongs to the method lies."""
+        return out / "methods" / slug(self.arm.name) / ("fixed" if self.seed is None else f"seed-{self.seed}")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pairs whose test patients are denoised and measured: those of the study, or others, for generalisation."""
+
+    __test__ = False  # not for pytest
+
+    name: str
+    folder: Path
+    pairs: tuple[Pair, ...]
+
+    def key(self, pair: Pair) -> str:
+        """File name of a pair's results, unlike those of any other set."""
+        return f"{slug(self.name)}-{pair.key}" if self.name else pair.key
+
+
+def all_methods(config: StudyConfig) -> list[Method]:
+    """Every method of a study, in the order of its arms: each network once with each seed."""
+    return [
+        Method(arm, seed) for arm in config.all_arms for seed in ((None,) if isinstance(arm, ClassicalArm) else config.all_seeds)
+    ]
+
+
+def untrained(config: StudyConfig, method: Method) -> ImageNetwork:
+    """The network of a method before its training. Raises: ConfigError if it cannot be built."""
+    assert method.seed is not None
+    if isinstance(method.arm, PeerArm):
+        return build_peer(method.arm.peer, *method.arm.widths, seed=method.seed)
+    assert isinstance(method.arm, Arm)
+    return build_network(config.network.model_copy(update={"family": method.arm.family}), seed=method.seed)
+
+
+def _settings(config: StudyConfig, method: Method) -> dict[str, Any]:
+    """How a method is trained: `train` and `loss`, as `fit` takes them."""
+    assert not isinstance(method.arm, ClassicalArm)
+    changes: dict[str, Any] = {"seed": method.seed}
+    if isinstance(method.arm, PeerArm) and method.arm.learning_rate is not None:
+        changes["learning_rate"] = method.arm.learning_rate
+    loss = method.arm.loss if isinstance(method.arm, Arm) else LossConfig()
+    return {"train": config.train.model_copy(update=changes), "loss": loss}
+
+
+def check_method(config: StudyConfig, method: Method, pairs: list[Pair], out: Path) -> None:
+    """Whether a method can be made in the study's folder. Raises: DataError if another was trained there."""
+    if method.seed is not None:
+        network = untrained(config, method).config
+        check_run_folder(method.folder(out), pairs, network=network, **_settings(config, method))
+
+
+def make_method(
+    config: StudyConfig, method: Method, main: TestSet, others: tuple[TestSet, ...], out: Path, progress: Progress
+) -> None:
+    """Train or tune a method, and denoise with it every test slice that is not denoised yet."""
+    folder = method.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(method.arm, ClassicalArm):
+        denoise, facts, identity = _tuned(config, method.arm, main, folder, progress)
+    else:
+        denoise, facts, identity = _trained(config, method, main, folder, progress)
+    times = _denoise_all(config, method, denoise, identity, (main, *others), folder, progress)
+    if config.lesions is not None:
+        _denoise_lesions(config, method, denoise, identity, main, folder, progress)
+    facts |= {"name": method.arm.name, "seed": method.seed, "seconds_per_slice": round(float(np.median(times)), 3)}
+    write_whole(folder / "method.json", json.dumps(json_safe({"identity": identity} | facts), indent=1, ensure_ascii=False) + "\n")
+
+
+def _trained(
+    config: StudyConfig, method: Method, main: TestSet, folder: Path, progress: Progress
+) -> tuple[Denoise, dict[str, Any], str]:
+    settings = _settings(config, method)
+    result = fit(
+        untrained(config, method),
+        list(main.pairs),
+        main.folder,
+        run_folder=folder,
+        progress=lambda step, _: progress(f"training {method.label}", step, config.train.steps),
+        **settings,
+    )
+    denoiser = Denoiser(torch_engine(result.network), hu_range=result.network.hu_range, stride=STRIDE)
+    identity = stamp_of(file_sha256(folder / CHECKPOINT))
+    loss: LossConfig = settings["loss"]
+    band = f"{loss.band[0]:g} to {loss.band[1]:g}"
+    facts = {
+        "kind": method.arm.kind,
+        "family": method.arm.family if isinstance(method.arm, Arm) else "peer",
+        "loss": "MSE" if loss.weight == 0 else f"MSE + {loss.weight:g} · {loss.mode} term on Ω_h {band}",
+        "parameters": parameter_count(result.network),
+        "macs_per_512": count_macs(result.network, size=512),
+        "best_step": result.best_step,
+        "train_seconds": result.seconds,
+        "history": result.history,
+    }
+    if method.arm.name in (spatial_arm(config), config.proposed):
+        facts["equaliser"] = _equaliser(method, denoiser.denoise_slice, identity, main, folder, progress)
+    return denoiser.denoise_slice, facts, identity
+
+
+def spatial_arm(config: StudyConfig) -> str | None:
+    """The arm that the free competitors start from: the hybrid with the spatial loss alone."""
+    return next((arm.name for arm in config.arms if isinstance(arm, Arm) and arm.family == "hybrid" and arm.loss.weight == 0), None)
+
+
+def _equaliser(method: Method, denoise: Denoise, identity: str, main: TestSet, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The band equaliser of a network, calibrated on the validation pairs: `levels` and `gains`."""
+    validation = [pair for pair in main.pairs if pair.split == "validation"]
+    stamp = stamp_of(identity, [pair.sha256 for pair in validation])
+    held = read_json(folder / "equaliser.json")
+    if held.get("stamp") != stamp:
+        slices = []
+        for done, pair in enumerate(validation, start=1):
+            low_dose, reference = pair.images(main.folder)[:2].astype(np.float32)
+            slices.append(CalibrationSlice(low_dose, denoise(low_dose), reference, body_mask(reference)))
+            progress(f"calibrating the equaliser of {method.label}", done, len(validation))
+        equaliser = calibrate_equaliser(slices)
+        held = {"stamp": stamp, "levels": equaliser.levels, "gains": equaliser.gains}
+        write_whole(folder / "equaliser.json", json.dumps(held, indent=1) + "\n")
+    return {"levels": held["levels"], "gains": held["gains"]}
+
+
+def equaliser_of(facts: Mapping[str, Any]) -> BandEqualiser | None:
+    """The equaliser that stands in a `method.json`."""
+    held = facts.get("equaliser")
+    return BandEqualiser(tuple(held["levels"]), tuple(tuple(of_level) for of_level in held["gains"])) if held else None
+
+
+def _tuned(
+    config: StudyConfig, arm: ClassicalArm, main: TestSet, folder: Path, progress: Progress
+) -> tuple[Denoise, dict[str, Any], str]:
+    validation = [pair for pair in main.pairs if pair.split == "validation"]
+    places = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MOST_TUNING_SLICES)).round().astype(int))
+    chosen = [validation[k] for k in places]
+    stamp = stamp_of(arm.model_dump(), config.protocols[0], [pair.sha256 for pair in chosen], _classical_program())
+    held = read_json(folder / "tuning.json")
+    if held.get("stamp") != stamp:
+        progress(f"tuning {arm.name}", 0, 1)
+        found = tune(arm, _low_and_normal(chosen, main.folder), protocol=protocol_named(config.protocols[0]))
+        held = {"stamp": stamp, "psnr_db": [[strength, value] for strength, value in found.items()]}
+        write_whole(folder / "tuning.json", json.dumps(held, indent=1) + "\n")
+        progress(f"tuning {arm.name}", 1, 1)
+    strength = max(held["psnr_db"], key=lambda one: one[1])[0]
+    facts = {"kind": arm.kind, "method": arm.method, "strength": strength, "tuning": held["psnr_db"], "tuning_slices": len(chosen)}
+    return lambda hu: denoise_classically(arm, hu, strength=strength), facts, stamp_of(stamp, strength)
+
+
+def _low_and_normal(pairs: list[Pair], folder: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    for pair in pairs:
+        low_dose, normal = pair.images(folder)[:2].astype(np.float32)
+        yield low_dose, normal
+
+
+def _classical_program() -> str:
+    return file_sha256(Path(__file__).with_name("classical.py"))
+
+
+def _denoise_all(
+    config: StudyConfig,
+    method: Method,
+    denoise: Denoise,
+    identity: str,
+    sets: tuple[TestSet, ...],
+    folder: Path,
+    progress: Progress,
+) -> list[float]:
+    """Denoise what is missing; gives the seconds of each slice of the first set.
+
+    `times.json` says of each slice which method and pixels its image belongs to.
+    """
+    target = folder / "denoised"
+    target.mkdir(exist_ok=True)
+    held = read_json(target / "times.json")
+    times: dict[str, list[Any]] = held["times"] if held.get("identity") == identity else {}
+    todo = [(one, pair) for one in sets for pair in one.pairs if pair.split == "test"]
+    for done, (one, pair) in enumerate(todo, start=1):
+        key = one.key(pair)
+        if times.get(key, [""])[0] == pair.sha256 and (target / f"{key}.npy").is_file():
+            continue
+        started = time.perf_counter()
+        denoised = denoise(pair.images(one.folder)[0].astype(np.float32))
+        times[key] = [pair.sha256, time.perf_counter() - started]
+        save_array(target / f"{key}.npy", denoised)
+        write_whole(target / "times.json", json.dumps({"identity": identity, "times": times}))
+        progress(f"denoising with {method.label}", done, len(todo))
+    return [times[pair.key][1] for pair in main_test(sets[0])]
+
+
+def main_test(one: TestSet) -> list[Pair]:
+    """The test pairs of a set."""
+    return [pair for pair in one.pairs if pair.split == "test"]
+
+
+def denoised_path(method: Method, out: Path, one: TestSet, pair: Pair) -> Path:
+    """Where a test slice lies after denoising, HU, float32."""
+    return method.folder(out) / "denoised" / f"{one.key(pair)}.npy"
+
+
+def lesions_of(config: StudyConfig) -> list[Lesion]:
+    """The lesions that are inserted into test slices."""
+    if config.lesions is None:
+        return []
+    both = zip(config.lesions.diameters_mm, config.lesions.contrasts_hu, strict=True)
+    return [Lesion(diameter_mm=diameter, contrast_hu=contrast) for diameter, contrast in both]
+
+
+def places_of(config: StudyConfig, lesion: Lesion, pair: Pair, folder: Path) -> tuple[Place, ...]:
+    """Where a lesion goes in a test slice, found on the reference alone: the same for every method."""
+    assert config.lesions is not None
+    return _places(lesion.diameter_mm, config.lesions.per_slice, pair, folder)
+
+
+@cache  # a search takes a third of a second, and every method asks for the same
+def _places(diameter_mm: float, n: int, pair: Pair, folder: Path) -> tuple[Place, ...]:
+    reference = pair.images(folder)[1].astype(np.float32)
+    return lesion_places(reference, pixel_mm=pair.pixel_mm, diameter_mm=diameter_mm, n=n, seed=LESION_SEED)
+
+
+def with_lesions(hu: NDArray[np.float32], lesion: Lesion, places: tuple[Place, ...], pair: Pair) -> NDArray[np.float32]:
+    """A slice with the lesion at each place, as sharp as the slice's reconstruction kernel would show it. Shape: (y, x)."""
+    half = half_per_mm_of(pair.kernel)
+    mtf = None if half is None else gaussian_transfer(half)
+    for place in places:
+        hu = insert(hu, lesion, place, pixel_mm=pair.pixel_mm, mtf=mtf)
+    return hu.astype(np.float32)
+
+
+def roi_sizes(config: StudyConfig, main: TestSet) -> list[int]:
+    """Pixels along either side of the ROI of each lesion: one size for slices of unlike pixels, which fits the largest."""
+    return [min(roi_size(lesion.diameter_mm, pair.pixel_mm) for pair in main_test(main)) for lesion in lesions_of(config)]
+
+
+def lesion_rois(
+    config: StudyConfig, hu: NDArray[np.float32], main: TestSet, pair: Pair, sizes: list[int], denoise: Denoise
+) -> list[NDArray[np.float64]]:
+    """ROIs around each lesion, one array for each size of lesion, of a slice into which they were inserted before denoising."""
+    found = []
+    for lesion, size in zip(lesions_of(config), sizes, strict=True):
+        places = places_of(config, lesion, pair, main.folder)
+        image = denoise(with_lesions(hu, lesion, places, pair)) if places else hu
+        found.append(rois_at(image, places, size=size))
+    return found
+
+
+def _denoise_lesions(
+    config: StudyConfig, method: Method, denoise: Denoise, identity: str, main: TestSet, folder: Path, progress: Progress
+) -> None:
+    """Each test slice once more for each lesion size, inserted before denoising: a network is not linear."""
+    target = folder / "lesions"
+    target.mkdir(exist_ok=True)
+    assert config.lesions is not None
+    stamp = stamp_of(identity, config.lesions.model_dump(), roi_sizes(config, main))
+    held = read_json(target / "done.json")
+    done: dict[str, str] = held["slices"] if held.get("stamp") == stamp else {}
+    test, sizes = main_test(main), roi_sizes(config, main)
+    for number, pair in enumerate(test, start=1):
+        if done.get(pair.key) == pair.sha256 and (target / f"{pair.key}.npz").is_file():
+            continue
+        low_dose = pair.images(main.folder)[0].astype(np.float32)
+        rois = lesion_rois(config, low_dose, main, pair, sizes, denoise)
+        with whole_file(target / f"{pair.key}.npz") as file:
+            np.savez(file, *rois)
+        done[pair.key] = pair.sha256
+        write_whole(target / "done.json", json.dumps({"stamp": stamp, "slices": done}))
+        progress(f"lesions with {method.label}", number, len(test))
+
+
+def save_array(path: Path, array: NDArray) -> None:
+    """Write an array that `np.load` reads, whole or not at all."""
+    with whole_file(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What an earlier run wrote; nothing if there was none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def stamp_of(*parts: Any) -> str:
+    """Hex digits of all that a stored result depends on: these parts, the program that denoises and measures, its packages."""
+    return hashlib.sha256(json.dumps([_program(), versions(), *parts]).encode()).hexdigest()
+
+
+@cache
+def _program() -> list[str]:
+    package = Path(__file__).parent.parent
+    return [file_sha256(path) for name in PROGRAM for path in sorted(package.glob(name))]

@@ -1,0 +1,228 @@
+"""Results of a study → what its report shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from finegrain.config import StudyConfig
+from finegrain.evaluate.run import REFERENCE
+from finegrain.figures import INPUT, CropView, StudyRow, find_crops
+from finegrain.provenance import versions
+from finegrain.report import Method as ShownMethod
+from finegrain.report import StudyReport, WorstCase, label_of
+from finegrain.study.measuring import TRUTH, free_names, study_images
+from finegrain.study.methods import Method, TestSet, main_test, spatial_arm
+from finegrain.study.results import compared_measures
+
+CROP_SIDE = 72
+"""Pixels along either side of a crop."""
+
+
+def study_page(
+    config: StudyConfig,
+    results: Mapping[str, Any],
+    methods: list[Method],
+    facts: Mapping[Method, Mapping[str, Any]],
+    main: TestSet,
+    out: Path,
+) -> StudyReport:
+    """What the page of a study shows."""
+    networks = [method for method in methods if method.seed is not None]
+    first = {method.arm.name: method for method in reversed(networks)}  # of several seeds the first
+    return StudyReport(
+        title=config.title,
+        scale_note=results["scale_note"],
+        seeds_note=_seeds_note(config, results),
+        methods=_shown_methods(config),
+        proposed=config.proposed,
+        arms=[facts[first[name]] for name in dict.fromkeys(method.arm.name for method in networks)],
+        table=_rows(config, results),
+        comparisons=[_comparison(key, name, found) for key, each in results["comparisons"].items() for name, found in each.items()],
+        curves={name: [(int(row["step"]), row["rmse_hu"]) for row in facts[method]["history"]] for name, method in first.items()},
+        crops=_crops(config, methods, facts, main, out),
+        per_patient={
+            key: {name: list(each[key].values()) for name, each in results["per_patient"].items() if key in each}
+            for key in compared_measures(config)
+        },
+        nps={
+            name: (np.array(curve["frequency_per_mm"]), np.array(curve["power_hu2_mm2"])) for name, curve in results["nps"].items()
+        },
+        bands=_bands(results),
+        worst=_worst(config, results, methods, facts, main, out),
+        detectability={
+            name: [(one["lesion"], one["d_prime"], one["low"], one["high"]) for one in each]
+            for name, each in results["detectability"].items()
+        },
+        plan=results["plan"],
+        qc=[(row[0], f"{row[1]} pairs" + (f" ({row[2]})" if row[2] else "")) for row in results["quality_control"][1:]],
+        generalisation=results["generalisation"],
+        repeat=[("finegrain study config.yaml --out FOLDER", "with the configuration below, the same versions and the same data")],
+        facts={
+            "pairs": f"{sum(side['slices'] for side in results['splits'].values())} slices",
+            "test patients": ", ".join(results["splits"]["test"]["patients"]),
+            "configuration hash": config.hash(),
+            **{f"version of {name}": version for name, version in versions().items()},
+        },
+        config_yaml=(out / "config.yaml").read_text(encoding="utf-8"),
+        claims=results["claims"],
+    )
+
+
+def _shown_methods(config: StudyConfig) -> list[ShownMethod]:
+    shown = [ShownMethod(INPUT, "input")]
+    for arm in config.all_arms:
+        shown.append(ShownMethod(arm.name, "free" if arm.kind == "classical" else "arm"))
+    spatial = spatial_arm(config) or ""
+    for name in free_names(config):
+        shown.append(ShownMethod(name, "free", start=config.proposed if name.startswith(config.proposed) else spatial))
+    return shown
+
+
+def _seeds_note(config: StudyConfig, results: Mapping[str, Any]) -> str:
+    seeds = results["seeds"]
+    if len(seeds) < 2:
+        return "Each network was trained once: how far a second training would lie is not known."
+    psnr = f"psnr_db[{config.protocols[0]}]"
+    lines = []
+    for arm in config.arms:
+        if arm.kind != "classical":
+            means = results["measures"][arm.name][psnr]["seed_means"]
+            lines.append(f"{arm.name} {np.std(means, ddof=1):.3f}")
+    return f"Each network was trained with {len(seeds)} seeds. SD of the mean PSNR over seeds in dB: {', '.join(lines)}."
+
+
+def _rows(config: StudyConfig, results: Mapping[str, Any]) -> list[StudyRow]:
+    """The compared measures first, then tissues, then regions of the body."""
+    measures = results["measures"]
+    better = dict(compared_measures(config))
+    keys = [key for key in better if key in measures[config.proposed]]
+    keys += [key for key in measures[config.proposed] if key not in keys and key.partition("[")[0] in ("vif", "rmse_hu", "hu_bias")]
+    keys += [f"{name}[uniform]" for name in ("hf_ratio", "hf_coherence")]
+    rows = []
+    for key in keys:
+        values = {
+            name: (_number(each[key]["mean"]), _number(each[key]["sd"]), each[key]["n_patients"])
+            for name, each in measures.items()
+            if key in each
+        }
+        way = better.get(key, {"vif": "higher", "rmse_hu": "lower", "hu_bias": "zero"}.get(key.partition("[")[0], "one"))
+        rows.append(StudyRow(key, label_of(key), way, values))  # type: ignore[arg-type]
+    psnr = f"psnr_db[{config.protocols[0]}]"
+    if len(results["regions"]) > 1:
+        for region, each in results["regions"].items():
+            values = {name: tuple(found[psnr]) for name, found in each.items() if psnr in found}
+            key = f"{psnr[:-1]},{region}]"
+            rows.append(StudyRow(key, label_of(key), "higher", values))  # type: ignore[arg-type]
+    return rows
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _comparison(key: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    names = {
+        "mean_difference": "mean",
+        "ci_low": "interval_low",
+        "ci_high": "interval_high",
+        "p_t": "t_p",
+        "p_wilcoxon": "wilcoxon_p",
+        "p_permutation": "permutation_p",
+        "p_holm": "holm_p",
+        "effect_size": "cohen_dz",
+    }
+    same = ("n", "t_low", "t_high", "hedges_gz", "verdict", "warnings")
+    return {"metric": key, "baseline": name} | {new: found[old] for new, old in names.items()} | {one: found[one] for one in same}
+
+
+def _bands(results: Mapping[str, Any]) -> dict[str, list[tuple[float, float, float, float, float | None]]]:
+    """Energy ratio and coherence of each narrow band, in fine texture."""
+    shown = {}
+    for name, measures in results["measures"].items():
+        values = []
+        for key in measures:
+            if key.startswith("band_ratio[fine_texture,"):
+                place = key.removeprefix("band_ratio")
+                low, high = (float(edge) for edge in place.split(",")[1].removesuffix("/mm]").split("-"))
+                ratio, coherence = measures[key]["mean"], measures[f"band_coherence{place}"]["mean"]
+                truth = measures.get(f"band_coherence_truth{place}", {}).get("mean")
+                values.append((low, high, _number(ratio), _number(coherence), truth))
+        shown[name] = sorted(values)
+    return shown
+
+
+def _images_of_first_seed(
+    config: StudyConfig,
+    methods: list[Method],
+    facts: Mapping[Method, Mapping[str, Any]],
+    main: TestSet,
+    pair: Any,
+    out: Path,
+) -> dict[str, NDArray[np.float32]]:
+    """Every image but the truth and most free competitors, by name."""
+    images = study_images(config, methods, facts, main, pair, out)
+    shown: dict[str, NDArray[np.float32]] = {}
+    for (name, _), image in images.items():
+        if name != TRUTH and (name not in free_names(config) or name in ("blend 0.2", "equaliser 1")):
+            shown.setdefault(name, image)
+    return shown
+
+
+def _crops(
+    config: StudyConfig, methods: list[Method], facts: Mapping[Method, Mapping[str, Any]], main: TestSet, out: Path
+) -> list[CropView]:
+    """The places with the most fine structure, one test slice of each region."""
+    crops = []
+    test = main_test(main)
+    for region in sorted({pair.region for pair in test}):
+        pair = next(pair for pair in test if pair.region == region)
+        images = _images_of_first_seed(config, methods, facts, main, pair, out)
+        for place in find_crops(images[REFERENCE], pixel_mm=pair.pixel_mm, side=CROP_SIDE):
+            window = (place.window.centre, place.window.width)
+            crops.append(
+                CropView(f"{region}: {place.name}", pair.pixel_mm, {name: place.of(hu) for name, hu in images.items()}, window)
+            )
+    return crops
+
+
+def _worst(
+    config: StudyConfig,
+    results: Mapping[str, Any],
+    methods: list[Method],
+    facts: Mapping[Method, Mapping[str, Any]],
+    main: TestSet,
+    out: Path,
+) -> list[WorstCase]:
+    """The slices with the least gain, cut where the method errs most."""
+    pairs = {pair.key: pair for pair in main_test(main)}
+    key = f"psnr_gain_db[{config.protocols[0]}]"
+    found: Sequence[Mapping[str, Any]] = results["worst"]
+    cases = []
+    for one in found:
+        pair = pairs[one["pair"]]
+        images = study_images(config, methods, facts, main, pair, out)
+        reference, image = images[REFERENCE, None], images[one["method"], one["seed"]]
+        row, column = _where_it_errs(reference, image)
+        square = np.s_[row : row + CROP_SIDE, column : column + CROP_SIDE]
+        shown = {REFERENCE: reference, INPUT: images[INPUT, None], one["method"]: image}
+        crop = CropView(f"{pair.region}, slice {pair.slice_index}", pair.pixel_mm, {name: hu[square] for name, hu in shown.items()})
+        cases.append(WorstCase(pair.patient, f"slice {pair.slice_index}", one["method"], key, one["gain_db"], crop))
+    return cases
+
+
+def _where_it_errs(reference: NDArray, image: NDArray) -> tuple[int, int]:
+    """Upper left corner of the crop with the largest mean square error within the slice."""
+    error = ndimage.uniform_filter(np.square(np.clip(image, -1024, 1500) - np.clip(reference, -1024, 1500)), CROP_SIDE)
+    half = CROP_SIDE // 2
+    inside = error[half : error.shape[0] - half, half : error.shape[1] - half]
+    if not inside.size:
+        return 0, 0
+    row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
+    return int(row), int(column)
