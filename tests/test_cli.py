@@ -32,7 +32,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    for command in ("demo", "simulate", "series", "pairs", "qc", "denoise", "model", "train", "study", "measure-kernel"):
+    for command in ("demo", "simulate", "series", "pairs", "qc", "denoise", "model", "train", "evaluate", "study", "physics", "measure-kernel"):
         assert re.search(rf"^\W*{command}\s", done.stdout, re.MULTILINE), command
 
 

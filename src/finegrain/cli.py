@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from finegrain.acquisition import Acquisition
+    from finegrain.evaluate.folders import Evaluation
+    from finegrain.evaluate.run import Summary
+    from finegrain.figures import BandValue
+    from finegrain.report import EvaluationReport
     from finegrain.scan.volume import CTVolume
 
 app = typer.Typer(
@@ -419,7 +423,9 @@ def study(
     config: Annotated[Path, typer.Argument(help="YAML of a study, see configs/study-smoke.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the study; what is done there is not done again.")],
     data_root: DataRoot = Path("data"),
-    workers: Annotated[int, typer.Option(help="Processes that simulate and evaluate.")] = 2,
+    jobs: Annotated[
+        int, typer.Option(help="Processes at a time; each network in training takes one, with the threads of its configuration.")
+    ] = 2,
 ) -> None:
     """The paper's experiment: pairs → networks on equal terms → measures → statistics → figures → report."""
     from finegrain.config import StudyConfig, load_config
@@ -427,16 +433,56 @@ def study(
 
     settings = load_config(config, StudyConfig)
     with _progress() as bar:
-        task = bar.add_task("starting", total=None)
+        all_of_it, part = bar.add_task("the whole study", total=1.0), bar.add_task("starting", total=None)
         outcome = run_study(
             settings,
             out,
             data_root=data_root,
-            workers=workers,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            jobs=jobs,
+            progress=lambda what, done, total: bar.update(part, description=what, completed=done, total=total),
+            whole=lambda share: bar.update(all_of_it, completed=share),
         )
     _print_table(settings.title, outcome.table)
     print(f"\n{outcome.scale_note}\nReport: {outcome.report}\nNumbers: {outcome.results}")
+
+
+@app.command()
+def physics(
+    before: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a phantom scan (or one file); several series in it are repeats.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for physics.html, physics.json and physics.csv.")],
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]DIR", help="The same scan after a method (repeatable); called 'after' without a name."),
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="physics.json of an acceptance run to compare with.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="YAML with places, limits and tolerances (docs/phantom-checks.md).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.")] = 0,
+) -> None:
+    """Phantom scans before and after a denoiser → NPS, TTF, d′, CT numbers, uniformity, as a page to file; exit code 1: a fail."""
+    from finegrain.config import load_config
+    from finegrain.physics.run import named_folders, run_physics
+    from finegrain.physics.settings import PhysicsSettings
+
+    chosen = PhysicsSettings() if settings is None else load_config(settings, PhysicsSettings)
+    with _progress() as bar:
+        task = bar.add_task("reading", total=None)
+        outcome = run_physics(
+            before,
+            named_folders(after or []),
+            out,
+            settings=chosen,
+            baseline=baseline,
+            seed=seed,
+            progress=lambda what: bar.update(task, description=what),
+        )
+    for note in outcome.notes:
+        print(f"note: {note}")
+    _print_table(outcome.title, outcome.table)
+    print(f"{outcome.summary}\n\nPage: {outcome.page}")
+    if outcome.failed:
+        raise typer.Exit(1)
 
 
 @app.command(name="measure-kernel")
@@ -469,6 +515,169 @@ def measure_kernel(
     save_kernel(measured.kernel, out)
     _print_table(measured.kernel.name, measured_table(measured))
     print(f"{measured.kernel.origin}\nkernel: {out}")
+
+
+@app.command()
+def evaluate(
+    reference: Annotated[
+        Path, typer.Option(help="Normal-dose images: a DICOM folder or file, .nii, .nii.gz, .nrrd, or a folder of many of them.")
+    ],
+    candidate: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="A method and its images (repeatable); the first is the proposed one.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder, or that of an earlier evaluation, whose files are replaced.")],
+    input_path: Annotated[
+        Path | None, typer.Option("--input", help="The low-dose images, measured as a method of their own.")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="Noise-free images of a simulation.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="PSNR and SSIM protocol (repeatable); abdomen-40/400, chest--600/1500 and full-range if not given."),
+    ] = None,
+    band: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Band of the high-frequency measures (0.4 1.5).")
+    ] = None,
+    band_unit: Annotated[str, typer.Option(help="Of the band: nyquist (fractions of it) or cycles_per_mm.")] = "nyquist",
+    proposed: Annotated[str, typer.Option(help="Which candidate is compared with the others; the first if not given.")] = "",
+    baseline_name: Annotated[
+        list[str] | None, typer.Option(help="Compare with this one (repeatable), e.g. 'low dose'; with all if not given.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the report.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
+    patients_by: Annotated[
+        str,
+        typer.Option(help="Whose a series is: header (patient or study), or folder: a sub-folder of the reference is a patient."),
+    ] = "header",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Leave out series and slices that a method does not show, however many.")
+    ] = False,
+    allow_lossy: Annotated[bool, typer.Option("--allow-lossy", help="Take images that were compressed with loss.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Measure anybody's denoised images against the normal dose: tables, tests per patient, report."""
+    from finegrain.config import config_of
+    from finegrain.evaluate.folders import (
+        PATIENTS,
+        REPORT,
+        RESULTS,
+        SLICES,
+        EvaluateConfig,
+        Sources,
+        check_folder,
+        compared_metrics,
+        evaluate_folders,
+        write_results,
+    )
+
+    named = [(name.strip(), path) for name, _, path in (text.partition("=") for text in candidate)]
+    if not all(name and path for name, path in named):
+        raise ConfigError(f"--candidate takes NAME=PATH, got {', '.join(candidate)}")
+    said = {
+        "title": title,
+        "candidates": tuple(name for name, _ in named),
+        "proposed": proposed,
+        "baselines": tuple(baseline_name or ()),
+        "has_input": input_path is not None,
+        "has_truth": truth is not None,
+        "protocols": tuple(protocol) if protocol else None,
+        "band": band,
+        "band_unit": band_unit,
+        "patients_by": patients_by,
+        "allow_partial": allow_partial,
+        "allow_lossy": allow_lossy,
+    }
+    config = config_of(EvaluateConfig, {name: value for name, value in said.items() if value is not None})
+    sources = Sources(reference, {name: Path(path) for name, path in named}, input_path, truth)
+    check_folder(out)
+    with _progress() as bar:
+        task = bar.add_task("starting", total=None)
+        found = evaluate_folders(
+            config,
+            sources,
+            scratch=out,
+            jobs=jobs,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    from finegrain.report import label_of, render_evaluation
+    from finegrain.report.words import measure_of, number
+
+    write_results(found, out, json_file=json_file)
+    render_evaluation(_evaluation_page(found), out / REPORT)
+    shown = [
+        key
+        for key in (*compared_metrics(config), "hf_ratio[fine_texture]", "hu_bias[soft]")
+        if key in next(iter(found.measures.values()))
+    ]
+    rows = [["mean over patients", *config.methods]]
+    for key in shown:
+        decimals = measure_of(key)[0].decimals
+        rows.append([label_of(key), *(number(found.measures[method][key].mean, decimals) for method in config.methods)])
+    n_slices = sum(one["n_measured"] for each in found.patients.values() for one in each)
+    _print_table(f"{n_slices} slices, {len(found.patients)} patient(s), against the normal dose", rows)
+    if not protocol:
+        print(f"protocols by default: {', '.join(config.protocols)}")
+    for baseline in config.baselines:
+        compared = found.comparisons[compared_metrics(config)[0]][baseline]
+        print(f"{config.proposed} against {baseline}, {label_of(compared_metrics(config)[0])}: {compared.verdict()}")
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"\nReport: {out / REPORT}\nNumbers: {out / RESULTS}, {out / SLICES}, {out / PATIENTS}")
+
+
+def _evaluation_page(found: Evaluation) -> EvaluationReport:
+    """What the page of an evaluation shows."""
+    from finegrain.evaluate.folders import INPUT
+    from finegrain.figures import CropView, find_crops
+    from finegrain.provenance import versions
+    from finegrain.report import EvaluationReport, Method, comparison_row, table_rows
+
+    config = found.config
+    crops = [
+        CropView(
+            f"{view.patient}, z = {view.z_mm:.1f} mm ({view.why}): {place.name}",
+            view.pixel_mm,
+            {name: place.of(hu) for name, hu in view.images.items()},
+            (place.window.centre, place.window.width),
+        )
+        for view in found.views
+        for place in find_crops(view.images["normal dose"], pixel_mm=view.pixel_mm, side=72)
+    ]
+    return EvaluationReport(
+        title=config.title,
+        methods=[Method(name, "input" if name == INPUT else "candidate") for name in config.methods],
+        table=table_rows(found.measures),
+        proposed=config.proposed,
+        comparisons=[
+            comparison_row(metric, baseline, compared)
+            for metric, each in found.comparisons.items()
+            for baseline, compared in each.items()
+        ],
+        per_patient={
+            metric: {method: found.values_of(method, metric) for method in config.methods} for metric in found.comparisons
+        },
+        crops=crops,
+        nps={name: (nps.frequency_per_mm, nps.power) for name, nps in found.nps.items()},
+        bands={method: _band_values(found.measures[method]) for method in config.methods},
+        qc=[("note", note) for note in found.notes],
+        facts={
+            "patients": str(len(found.patients)),
+            "slices measured": str(sum(one["n_measured"] for each in found.patients.values() for one in each)),
+            "configuration hash": config.hash(),
+            **{f"version of {name}": version for name, version in versions().items()},
+        },
+    )
+
+
+def _band_values(measures: Mapping[str, Summary]) -> list[BandValue]:
+    """Energy ratio and coherence of each narrow band in the body, from low to high."""
+    values: list[BandValue] = []
+    for key, ratio in measures.items():
+        if key.startswith("band_ratio[full,"):
+            low, high = key.removeprefix("band_ratio[full,").removesuffix("/mm]").split("-")
+            coherence, truth = (measures.get(key.replace("ratio", name)) for name in ("coherence", "coherence_truth"))
+            assert coherence is not None
+            values.append((float(low), float(high), ratio.mean, coherence.mean, None if truth is None else truth.mean))
+    return values
 
 
 @contextmanager
