@@ -21,6 +21,7 @@ ARROWS = {
     "evaluate": {"scan", "pairs"},
     "figures": {"evaluate"},
     "report": {"evaluate", "figures"},
+    "physics": {"scan", "evaluate", "figures", "report"},
     "sample": set(),
     "demo": {"scan", "simulate", "networks", "denoise", "evaluate", "report", "sample"},
     "study": {"scan", "simulate", "pairs", "networks", "train", "denoise", "evaluate", "figures", "report"},
