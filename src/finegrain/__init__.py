@@ -9,8 +9,9 @@ The package in the order the data travels:
     pairs                           low dose beside normal dose, split by patient
     networks, train                 three block families on equal terms; the dual-domain loss
     denoise                         model + volume → volume, without torch
-    evaluate                        fidelity, texture, noise power, statistics per patient
+    evaluate                        fidelity, texture, noise power, detectability, statistics per patient; anybody's images
     figures, report                 results → pictures → one HTML page
+    physics                         phantom scans before and after a denoiser
     demo, study                     the two experiments from end to end
     cli                             the command line
 """
