@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from finegrain.acquisition import Acquisition
-    from finegrain.evaluate.folders import Evaluation
-    from finegrain.evaluate.run import Summary
-    from finegrain.figures import BandValue
-    from finegrain.report import EvaluationReport
     from finegrain.scan.volume import CTVolume
 
 app = typer.Typer(
@@ -599,10 +595,11 @@ def evaluate(
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
     from finegrain.report import label_of, render_evaluation
+    from finegrain.report.evaluation import evaluation_page
     from finegrain.report.words import measure_of, number
 
     write_results(found, out, json_file=json_file)
-    render_evaluation(_evaluation_page(found), out / REPORT)
+    render_evaluation(evaluation_page(found), out / REPORT)
     shown = [
         key
         for key in (*compared_metrics(config), "hf_ratio[fine_texture]", "hu_bias[soft]")
@@ -622,62 +619,6 @@ def evaluate(
     for note in found.notes:
         print(f"note: {note}")
     print(f"\nReport: {out / REPORT}\nNumbers: {out / RESULTS}, {out / SLICES}, {out / PATIENTS}")
-
-
-def _evaluation_page(found: Evaluation) -> EvaluationReport:
-    """What the page of an evaluation shows."""
-    from finegrain.evaluate.folders import INPUT
-    from finegrain.figures import CropView, find_crops
-    from finegrain.provenance import versions
-    from finegrain.report import EvaluationReport, Method, comparison_row, table_rows
-
-    config = found.config
-    crops = [
-        CropView(
-            f"{view.patient}, z = {view.z_mm:.1f} mm ({view.why}): {place.name}",
-            view.pixel_mm,
-            {name: place.of(hu) for name, hu in view.images.items()},
-            (place.window.centre, place.window.width),
-        )
-        for view in found.views
-        for place in find_crops(view.images["normal dose"], pixel_mm=view.pixel_mm, side=72)
-    ]
-    return EvaluationReport(
-        title=config.title,
-        methods=[Method(name, "input" if name == INPUT else "candidate") for name in config.methods],
-        table=table_rows(found.measures),
-        proposed=config.proposed,
-        comparisons=[
-            comparison_row(metric, baseline, compared)
-            for metric, each in found.comparisons.items()
-            for baseline, compared in each.items()
-        ],
-        per_patient={
-            metric: {method: found.values_of(method, metric) for method in config.methods} for metric in found.comparisons
-        },
-        crops=crops,
-        nps={name: (nps.frequency_per_mm, nps.power) for name, nps in found.nps.items()},
-        bands={method: _band_values(found.measures[method]) for method in config.methods},
-        qc=[("note", note) for note in found.notes],
-        facts={
-            "patients": str(len(found.patients)),
-            "slices measured": str(sum(one["n_measured"] for each in found.patients.values() for one in each)),
-            "configuration hash": config.hash(),
-            **{f"version of {name}": version for name, version in versions().items()},
-        },
-    )
-
-
-def _band_values(measures: Mapping[str, Summary]) -> list[BandValue]:
-    """Energy ratio and coherence of each narrow band in the body, from low to high."""
-    values: list[BandValue] = []
-    for key, ratio in measures.items():
-        if key.startswith("band_ratio[full,"):
-            low, high = key.removeprefix("band_ratio[full,").removesuffix("/mm]").split("-")
-            coherence, truth = (measures.get(key.replace("ratio", name)) for name in ("coherence", "coherence_truth"))
-            assert coherence is not None
-            values.append((float(low), float(high), ratio.mean, coherence.mean, None if truth is None else truth.mean))
-    return values
 
 
 @contextmanager

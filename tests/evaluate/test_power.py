@@ -12,6 +12,7 @@ from finegrain.evaluate.power import (
     patients_needed,
     patients_needed_for_equivalence,
     plan_patients,
+    plans_in_words,
     power_of,
     power_of_equivalence,
     smallest_detectable,
@@ -132,3 +133,11 @@ def test_plans_that_cannot_be_are_refused():
         patients_needed_for_equivalence(margin=0.1, sd=1, difference=0.1)
     with pytest.raises(DataError, match="margin must be positive"):
         power_of_equivalence(9, margin=0, sd=1)
+
+
+def test_a_plan_is_left_out_where_the_pilot_cannot_tell():
+    rng = np.random.default_rng(0)
+    spread, alike = compare_paired(rng.normal(0, 1, 8), np.zeros(8)), compare_paired(np.ones(8), np.zeros(8))
+    wild = compare_paired(rng.normal(0, 1e6, 8), np.zeros(8))
+    found = plans_in_words({"a": spread, "b": alike, "c": wild}, difference=0.2, unit=" dB")
+    assert len(found) == 1 and found[0].startswith("Against a: ")

@@ -97,7 +97,8 @@ def _covered_blocks(roi: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _every_block_dct(hu: NDArray, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Block DCT of the wanted of all blocks, one starting at each pixel. Shape: hu (y, x), wanted (y − 7, x − 7) → (block, u·v).
 
-    The constant is left out. In float32, of which a CT number's 12 bits leave enough; sums over blocks are taken of 64 rows at a time and added in float64.
+    The constant is left out. In float32, of which a CT number's 12 bits leave enough: sums over blocks are taken of 64 rows at a
+    time and added in float64.
     """
     basis = dct_matrix(DCT_BLOCK).astype(np.float32)
     centred = np.asarray(hu - np.mean(hu), dtype=np.float32)

@@ -8,7 +8,7 @@ effects from 0.4 to 2 SD (measured over 20,000 samples each).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -203,3 +203,15 @@ def _fewest(power_at: Callable[[int], float], power: float, least: int) -> int:
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if power_at(middle) >= power else (middle, enough)
     return enough
+
+
+def plans_in_words(pilots: Mapping[str, PairedComparison], *, difference: float, unit: str) -> list[str]:
+    """A sentence for each comparator: how many patients would show a difference; none where the pilot cannot tell."""
+    sentences = []
+    for name, pilot in pilots.items():
+        try:
+            plan = plan_patients(pilot, difference=difference)
+        except DataError:  # no spread to plan with, or more patients than anybody has
+            continue
+        sentences.append(f"Against {name}: {plan.in_words(unit)}")
+    return sentences

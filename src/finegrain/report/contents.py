@@ -52,7 +52,8 @@ class EvaluationReport:
         seeds_note: how many trainings stand behind each network, and how far they lie apart.
         comparisons: one mapping per measure and baseline (proposed − baseline), as `comparison_row` gives it: metric, baseline, n,
             mean_difference, ci_low, ci_high (bootstrap), p_t, p_wilcoxon, p_holm, effect_size, verdict, and, if known, t_low,
-            t_high, p_permutation, hedges_gz and warnings (sentences).
+            t_high, p_permutation, hedges_gz, n_comparisons (of Holm's family; all of the measure if not given) and warnings
+            (sentences). Those against free competitors are folded away.
         per_patient: measure key → method → one value per patient, NaN where there is none.
         crops: the same places in the images of all methods, the reference first.
         nps: name → spectrum, that of "normal dose" among them.
@@ -160,6 +161,7 @@ def comparison_row(metric: str, baseline: str, found: PairedComparison) -> dict[
         "p_holm": found.holm_p,
         "effect_size": found.cohen_dz,
         "hedges_gz": found.hedges_gz,
+        "n_comparisons": found.n_comparisons,
         "verdict": found.verdict(),
         "warnings": found.warnings,
     }

@@ -109,7 +109,9 @@ def _write_results(
         has_truth=any(value[4] is not None for values in bands.values() for value in values),
         detectability=_detectability(report, looks),
         curves=curves,
-        comparisons=_comparison_groups(report, marks),
+        comparisons=_comparison_groups(report, marks, free=False),
+        free_comparisons=_comparison_groups(report, marks, free=True),
+        generalisation=_generalisation(report),
         out_of_reach=out_of_reach(report.comparisons),
         warnings=warnings_of(report.comparisons),
         windows=(SOFT_WINDOW, LUNG_WINDOW, BONE_WINDOW),
@@ -267,10 +269,37 @@ def _result_row(row: StudyRow, methods: Sequence[Method], marks: Marks) -> dict[
     }
 
 
-def _comparison_groups(report: EvaluationReport, marks: Marks) -> list[dict[str, Any]]:
+def _generalisation(report: EvaluationReport) -> dict[str, Any]:
+    """The gain in PSNR of each method in each condition, and which methods there are; empty if nothing was varied."""
+    conditions = report.generalisation if isinstance(report, StudyReport) else ()
+    if not conditions:
+        return {}
+    names = [m.name for m in report.shown_methods() if any(is_known(one["gain_db"].get(m.name)) for one in conditions)]
+    rows = [
+        {
+            **one,
+            "input": number(one["input_psnr_db"], 2),
+            "cells": [
+                {
+                    "name": name,
+                    "gain": number(one["gain_db"].get(name), 2, sign=True),
+                    "coherence": number(one["coherence"].get(name), 3),
+                    "worse": is_known(one["gain_db"].get(name)) and one["gain_db"][name] < 0,
+                }
+                for name in names
+            ],
+        }
+        for one in conditions
+    ]
+    return {"methods": names, "rows": rows}
+
+
+def _comparison_groups(report: EvaluationReport, marks: Marks, *, free: bool) -> list[dict[str, Any]]:
+    """Comparisons by measure: with the methods that compete, or with the free ones."""
+    are_free = {method.name for method in report.shown_methods() if method.kind == "free"}
     labels = {row.key: row.label for row in report.table}
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in report.comparisons:
+    for row in (row for row in report.comparisons if (row["baseline"] in are_free) == free):
         decimals = measure_of(row["metric"])[0].decimals
         low, high = interval_of(row)
         groups.setdefault(row["metric"], []).append(

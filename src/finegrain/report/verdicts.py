@@ -81,11 +81,12 @@ def interval_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 
 def _against_baselines(report: EvaluationReport, key: str) -> str:
+    chosen = {method.name for method in report.shown_methods() if method.kind in ("arm", "candidate")}
     differences = [
         f"{number(row['mean_difference'], 2, sign=True)} dB [{number(interval_of(row)[0], 2)}, {number(interval_of(row)[1], 2)}] "
         f"against “{row['baseline']}”"
         for row in report.comparisons
-        if row["metric"] == key and row["baseline"] != INPUT
+        if row["metric"] == key and row["baseline"] in chosen
     ]
     return f"; {', '.join(differences)} (mean and 95 % interval)" if differences else ""
 
@@ -106,13 +107,17 @@ def significant(comparisons: Sequence[Mapping[str, Any]]) -> Marks:
     """(measure, baseline) where a star is allowed: Wilcoxon after Holm and paired t below 0.05, patients enough to reach it."""
     from finegrain.evaluate.stats import ALPHA, smallest_wilcoxon_p  # slow to load, and no page of one scan needs it
 
-    n_baselines = Counter(row["metric"] for row in comparisons)
     return frozenset(
         (row["metric"], row["baseline"])
         for row in comparisons
         if all(is_known(row[name]) and row[name] < ALPHA for name in ("p_holm", "p_t"))
-        and smallest_wilcoxon_p(int(row["n"])) * n_baselines[row["metric"]] < ALPHA
+        and smallest_wilcoxon_p(int(row["n"])) * family_size(row, comparisons) < ALPHA
     )
+
+
+def family_size(row: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> int:
+    """Over how many comparisons Holm went: what the row says, else all of its measure."""
+    return int(row.get("n_comparisons") or Counter(one["metric"] for one in comparisons)[row["metric"]])
 
 
 def out_of_reach(comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -120,7 +125,7 @@ def out_of_reach(comparisons: Sequence[Mapping[str, Any]]) -> str:
     from finegrain.evaluate.stats import ALPHA, smallest_wilcoxon_p  # slow to load, and no page of one scan needs it
 
     n_patients = max((int(row["n"]) for row in comparisons), default=0)
-    n_baselines = max(Counter(row["metric"] for row in comparisons).values(), default=0)
+    n_baselines = min((family_size(row, comparisons) for row in comparisons), default=0)
     smallest = smallest_wilcoxon_p(n_patients)
     if not n_patients or smallest * n_baselines < ALPHA:
         return ""

@@ -23,6 +23,7 @@ class Measure:
 
 MEASURES = {
     "psnr_db": Measure("PSNR", "dB", 2, "higher", "", "How close every pixel is to the normal dose. Blur can raise it."),
+    "psnr_gain_db": Measure("PSNR gain over the input", "dB", 2, "higher", "", "How much closer than the low-dose input."),
     "ssim": Measure("SSIM", "", 4, "higher", "1", "How alike local structure and contrast are."),
     "vif": Measure("VIF", "", 3, "higher", "1", "Visual information fidelity: how much of what an eye can take in is still there."),
     "rmse_hu": Measure("RMSE", "HU", 2, "lower", "0", "Root mean square error of a pixel, without a window."),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from finegrain.config import StudyConfig
 from finegrain.evaluate.run import REFERENCE
@@ -17,6 +16,8 @@ from finegrain.figures import INPUT, CropView, StudyRow, find_crops
 from finegrain.provenance import versions
 from finegrain.report import Method as ShownMethod
 from finegrain.report import StudyReport, WorstCase, label_of
+from finegrain.report.evaluation import worst_crop
+from finegrain.report.words import bands_in
 from finegrain.study.measuring import TRUTH, free_names, study_images
 from finegrain.study.methods import Method, TestSet, main_test, spatial_arm
 from finegrain.study.results import compared_measures
@@ -54,7 +55,9 @@ def study_page(
         nps={
             name: (np.array(curve["frequency_per_mm"]), np.array(curve["power_hu2_mm2"])) for name, curve in results["nps"].items()
         },
-        bands=_bands(results),
+        bands={
+            name: bands_in({key: _number(one["mean"]) for key, one in each.items()}) for name, each in results["measures"].items()
+        },
         worst=_worst(config, results, methods, facts, main, out),
         detectability={
             name: [(one["lesion"], one["d_prime"], one["low"], one["high"]) for one in each]
@@ -138,24 +141,8 @@ def _comparison(key: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]
         "p_holm": "holm_p",
         "effect_size": "cohen_dz",
     }
-    same = ("n", "t_low", "t_high", "hedges_gz", "verdict", "warnings")
+    same = ("n", "n_comparisons", "t_low", "t_high", "hedges_gz", "verdict", "warnings")
     return {"metric": key, "baseline": name} | {new: found[old] for new, old in names.items()} | {one: found[one] for one in same}
-
-
-def _bands(results: Mapping[str, Any]) -> dict[str, list[tuple[float, float, float, float, float | None]]]:
-    """Energy ratio and coherence of each narrow band, in fine texture."""
-    shown = {}
-    for name, measures in results["measures"].items():
-        values = []
-        for key in measures:
-            if key.startswith("band_ratio[fine_texture,"):
-                place = key.removeprefix("band_ratio")
-                low, high = (float(edge) for edge in place.split(",")[1].removesuffix("/mm]").split("-"))
-                ratio, coherence = measures[key]["mean"], measures[f"band_coherence{place}"]["mean"]
-                truth = measures.get(f"band_coherence_truth{place}", {}).get("mean")
-                values.append((low, high, _number(ratio), _number(coherence), truth))
-        shown[name] = sorted(values)
-    return shown
 
 
 def _images_of_first_seed(
@@ -209,20 +196,8 @@ def _worst(
         pair = pairs[one["pair"]]
         images = study_images(config, methods, facts, main, pair, out)
         reference, image = images[REFERENCE, None], images[one["method"], one["seed"]]
-        row, column = _where_it_errs(reference, image)
-        square = np.s_[row : row + CROP_SIDE, column : column + CROP_SIDE]
         shown = {REFERENCE: reference, INPUT: images[INPUT, None], one["method"]: image}
-        crop = CropView(f"{pair.region}, slice {pair.slice_index}", pair.pixel_mm, {name: hu[square] for name, hu in shown.items()})
+        name = f"{pair.region}, slice {pair.slice_index}"
+        crop = worst_crop(shown, REFERENCE, one["method"], name=name, pixel_mm=pair.pixel_mm)
         cases.append(WorstCase(pair.patient, f"slice {pair.slice_index}", one["method"], key, one["gain_db"], crop))
     return cases
-
-
-def _where_it_errs(reference: NDArray, image: NDArray) -> tuple[int, int]:
-    """Upper left corner of the crop with the largest mean square error within the slice."""
-    error = ndimage.uniform_filter(np.square(np.clip(image, -1024, 1500) - np.clip(reference, -1024, 1500)), CROP_SIDE)
-    half = CROP_SIDE // 2
-    inside = error[half : error.shape[0] - half, half : error.shape[1] - half]
-    if not inside.size:
-        return 0, 0
-    row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
-    return int(row), int(column)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finegrain.config import Arm, StudyConfig
-from finegrain.evaluate.power import plan_patients
+from finegrain.evaluate.power import plans_in_words
 from finegrain.evaluate.run import by_patient, spectra_by_patient, spectral_by_patient
 from finegrain.evaluate.seeds import compare_over_seeds
 from finegrain.evaluate.spectra import on_common_frequencies
@@ -67,11 +67,7 @@ def collect_results(
         "families": {"paper": comparators(config), "others": _others(config, found)},
         "over_seeds": _over_seeds(config, by_seed),
         "claims": judge_claims(config, found, paper),
-        "plan": [
-            f"Against {name}: {plan_patients(one, difference=PLANNED_DB).in_words(' dB')}"
-            for name, one in paper.get(psnr, {}).items()
-            if math.isfinite(one.sd) and one.sd > 0
-        ],
+        "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB"),
         "regions": _by_group(config, own, lambda pair: pair.region),
         "generalisation": _generalisation(config, sets, measured),
         "nps": _spectra(config, own),
