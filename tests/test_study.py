@@ -225,7 +225,7 @@ def test_a_study_is_called_small_only_if_it_is(study):
 def wide_study(tmp_path_factory):
     """Two seeds, a network of others, two filters, a sweep, lesions and other pairs, as small as can be."""
     folder = tmp_path_factory.mktemp("wide")
-    phantoms = {"size": 192, "pixel_mm": [1.9, 1.9], "qc": "report"}
+    phantoms = {"size": 192, "pixel_mm": [1.9, 1.9], "photons": [1e6, 1e6], "qc": "report"}
     config = StudyConfig.model_validate(
         {
             "pairs": phantoms
