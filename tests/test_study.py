@@ -312,9 +312,12 @@ def test_strong_lesions_are_detected_under_every_method(wide_study):
         assert all(one["low"] <= one["d_prime"] <= one["high"] and one["d_prime"] > 1 for one in each)
 
 
-def test_patients_that_the_networks_are_trained_on_are_no_test_of_generalisation(wide_study, tmp_path):
-    config, _, _, _ = wide_study
-    shared = config.pairs.model_copy(update={"sources": (PhantomSource(region="abdomen", patients=6, slices=1, split="test"),)})
+def test_patients_that_the_networks_are_trained_on_are_no_test_of_generalisation(wide_study):
+    config, folder, _, _ = wide_study
+    everyone = (PhantomSource(region="abdomen", patients=6, slices=1, split="test"),)
+    shared = config.pairs.model_copy(update={"sources": everyone, "size": 64, "pixel_mm": (5.7, 5.7)})
     other = config.model_copy(update={"generalisation": {"same": PairsInput(pairs=shared)}})
+    before = (folder / "config.yaml").read_bytes()
     with pytest.raises(DataError, match="patients that the networks are trained on"):
-        run_study(other, tmp_path / "out", data_root=tmp_path, jobs=1, progress=lambda *step: None)
+        run_study(other, folder, data_root=folder, jobs=1, progress=lambda *step: None)
+    assert (folder / "config.yaml").read_bytes() == before
