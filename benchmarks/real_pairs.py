@@ -2,9 +2,9 @@
 
 Run: python benchmarks/real_pairs.py FOLDER [--peers]
 FOLDER is laid out as PATIENT/KERNEL/{full,quarter}/*.IMA, one slice a file, the same name on both sides, as the images of the
-AAPM–Mayo Low Dose CT Grand Challenge can be (The Cancer Imaging Archive, doi 10.7937/9NPB-2637). With --peers, non-local means and BM3D are run beside it,
-each with an oracle: of several noise levels, the one with the best PSNR against the full dose, slice by slice, which no real
-denoiser can know. BM3D needs the package bm3d (free for non-commercial use) and takes a minute a slice.
+AAPM–Mayo Low Dose CT Grand Challenge can be (The Cancer Imaging Archive, doi 10.7937/9NPB-2637). With --peers, non-local means and
+BM3D are run beside it, each with an oracle: of several noise levels, the one with the best PSNR against the full dose, slice by
+slice, which no real denoiser can know. BM3D needs the package bm3d (free for non-commercial use) and takes a minute a slice.
 PSNR protocol: window [−160, 240] HU, data range 400 HU, whole slice, against the full dose, which is itself noisy.
 """
 

@@ -457,7 +457,7 @@ class LesionConfig(Config):
     """Lesions that a study inserts into its test slices, to measure whether they can still be detected."""
 
     diameters_mm: tuple[float, ...] = Field((3.0, 6.0, 12.0), min_length=1, description="Of the lesions.")
-    contrasts_hu: tuple[float, ...] = Field((-40.0, -20.0, -8.0), min_length=1, description="Of each diameter, at its centre; ours.")
+    contrasts_hu: tuple[float, ...] = Field((-40.0, -20.0, -8.0), min_length=1, description="At the centre of each; ours.")
     per_slice: int = Field(6, ge=1, description="Lesions of each diameter in a test slice, as far as its soft tissue has room.")
 
     @model_validator(mode="after")
