@@ -16,6 +16,7 @@ from finegrain.evaluate.run import REFERENCE
 from finegrain.figures import CropView, Method, find_crops
 from finegrain.provenance import versions
 from finegrain.report.contents import EvaluationReport, WorstCase, comparison_row, table_rows
+from finegrain.report.words import number
 
 CROP_SIDE = 72
 """Pixels along either side of a crop."""
@@ -28,7 +29,7 @@ PLANNED_DB = 0.2
 
 
 def evaluation_page(found: Evaluation) -> EvaluationReport:
-    """What the page of an evaluation shows. Crops without the first view's tissues: the worst slice is cut where it errs."""
+    """What the page of an evaluation shows."""
     config = found.config
     n_slices = sum(one["n_measured"] for each in found.patients.values() for one in each)
     few = "This says what happened to these patients, and little of others. " if len(found.patients) < FEW_PATIENTS else ""
@@ -64,7 +65,7 @@ def _crops(view: SliceImages) -> list[CropView]:
     """The places of a slice with the most fine structure."""
     return [
         CropView(
-            f"{view.patient}, z = {view.z_mm:.1f} mm ({view.why}): {place.name}",
+            f"{view.patient}, z = {number(view.z_mm, 1)} mm ({view.why}): {place.name}",
             view.pixel_mm,
             {name: place.of(hu) for name, hu in view.images.items()},
             (place.window.centre, place.window.width),
@@ -84,7 +85,7 @@ def _worst(found: Evaluation) -> list[WorstCase]:
         row = min(known, key=lambda row: row["metrics"][key])
         view = found.views[0] if method == found.config.proposed and found.views else None
         crop = None if view is None else worst_crop(view.images, REFERENCE, method, name=view.why, pixel_mm=view.pixel_mm)
-        cases.append(WorstCase(row["patient"], f"z = {row['z_mm']:.1f} mm", method, key, row["metrics"][key], crop))
+        cases.append(WorstCase(row["patient"], f"z = {number(row['z_mm'], 1)} mm", method, key, row["metrics"][key], crop))
     return cases
 
 

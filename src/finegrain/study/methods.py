@@ -50,6 +50,9 @@ PROGRAM = (
     "noise_power.py",
     "networks/*.py",
     "evaluate/*.py",
+    "study/classical.py",
+    "study/measuring.py",
+    "study/methods.py",
 )
 """What denoises and measures, of this package: when it changes, slices are done again."""
 
