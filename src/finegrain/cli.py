@@ -145,6 +145,9 @@ def simulate(
     pixel_mm: Annotated[
         float | None, typer.Option(help="Pixel size of a phantom image; by the field of view that it needs.")
     ] = None,
+    image_format: Annotated[
+        str | None, typer.Option("--format", help="Phantoms: nifti, or dicom, which finegrain denoise takes (nifti).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")] = None,
     allow_lossy: Annotated[bool, typer.Option("--allow-lossy", help="Take images that were compressed with loss.")] = False,
@@ -176,6 +179,7 @@ def simulate(
         "slice_mm": slice_mm,
         "size": size,
         "pixel_mm": pixel_mm,
+        "format": image_format,
         "seed": seed,
         "device": device,
     }

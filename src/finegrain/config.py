@@ -89,6 +89,9 @@ class SimulateConfig(Config):
     slice_mm: float | None = Field(None, gt=0, allow_inf_nan=False, description="Slice thickness; for a scan that of the header.")
     size: int | None = Field(None, ge=2, le=4096, description="Rows and columns of the images.")
     pixel_mm: float | None = Field(None, gt=0, allow_inf_nan=False, description="Pixel size.")
+    format: Literal["nifti", "dicom"] | None = Field(
+        None, description="Of a phantom's images: nifti if nothing is said. A scan's are written in its own."
+    )
     seed: int = Field(0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
 

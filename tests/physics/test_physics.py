@@ -16,7 +16,7 @@ from finegrain.cli import app, main
 from finegrain.config import load_config
 from finegrain.errors import ConfigError, DataError, ScanError
 from finegrain.physics.checks import measure
-from finegrain.physics.compare import FORMAT
+from finegrain.physics.compare import FORMAT, Verdict, allowed_text
 from finegrain.physics.geometry import distance_mm, find_body, find_rods, find_sections
 from finegrain.physics.places import find_phantom, find_places
 from finegrain.physics.run import PAGE, RESULTS, TABLE, named_folders, run_physics
@@ -252,6 +252,64 @@ def test_a_run_does_not_overwrite_its_own_baseline(before, twice):
         _run(before, {}, twice[0], baseline=twice[0] / RESULTS)
 
 
+def test_a_baseline_that_lost_a_part_is_told_or_used_as_far_as_it_goes(before, twice, tmp_path):
+    whole = json.loads((twice[0] / RESULTS).read_text())
+
+    def run_against(change):
+        data = json.loads(json.dumps(whole))
+        change(data)
+        (tmp_path / "physics.json").write_text(json.dumps(data))
+        return _run(before, {}, tmp_path / "out", baseline=tmp_path / "physics.json")
+
+    for change in (
+        lambda data: data.update(scans=[]),
+        lambda data: data["scans"][0].pop("checks"),
+        lambda data: data["phantom"]["rods"][0].update(diameter_mm=0),
+        lambda data: data["phantom"].update(rods=None),
+    ):
+        with pytest.raises(DataError, match="is damaged: a scan, a check or a rod is not whole"):
+            run_against(change)
+    unknown = {"quantity": "of_a_later_version", "place": "x", "value": 1, "low": None, "high": None, "n": 1, "warnings": []}
+    found = run_against(
+        lambda data: (data["scans"][0]["checks"].append(unknown), data["scans"][0]["facts"].update(Exposure="much"))
+    )
+    assert found["passed"] and {v["against"] for v in found["verdicts"]} == {"limit", "baseline"}
+
+
+def test_d_primes_by_the_ttf_of_two_rods_are_not_compared(before, twice, tmp_path):
+    text = (twice[0] / RESULTS).read_text()
+    rod = re.search(r"TTF of rod (\d)", text)[1]
+    (tmp_path / "physics.json").write_text(text.replace(f"TTF of rod {rod}", "TTF of rod 9"))
+    found = _run(before, {}, tmp_path / "out", baseline=tmp_path / "physics.json")
+    assert "d_prime_npw" not in {v["key"].partition("[")[0] for v in found["verdicts"]}
+    assert sum("d_prime_npw" in note and "could not be compared with the baseline" in note for note in found["notes"]) == len(TASKS)
+
+
+def test_values_alone_are_no_pass(before, tmp_path):
+    results = _run(before, {}, tmp_path / "out", settings=PhysicsSettings(limits={"water_hu": None, "uniformity_hu": None}))
+    assert results["passed"] is None and results["summary"].startswith("Nothing was compared")
+    assert 'class="outcome"' not in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+
+
+def test_of_several_scans_the_summary_names_the_one_that_fails(before, tmp_path):
+    shifted = _written(tmp_path / "shifted.nii.gz", _images() + 5.0)
+    results = _run(before, {"same": before, "shifted": shifted}, tmp_path / "out")
+    assert "comparisons fail, in shifted: CT number (3)" in results["summary"]
+
+
+def test_a_value_that_fails_never_looks_like_the_limit_it_misses():
+    verdict = Verdict("after", "ttf_f50[rod 3]", "before", 0.294, 0.2649, 0.3531, False, False, "ours")
+    assert allowed_text(verdict, 3, 0.2646) == "0.2649 to 0.3531, not 0.2646"
+    assert allowed_text(verdict, 3, 0.25) == "0.265 to 0.353"
+
+
+def test_the_page_tells_where_a_tolerance_of_the_user_comes_from(before, tmp_path):
+    noise = Tolerance(rise_percent=0, source="local <protocol> 12")
+    _run(before, {"after": before}, tmp_path / "out", settings=PhysicsSettings(after={"noise": noise}))
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert "changes of Noise: local &lt;protocol&gt; 12" in page and "limits of CT number, Uniformity: ACR" in page
+
+
 def test_the_csv_holds_every_verdict_of_the_json(twice):
     out, results = twice
     rows = list(csv.DictReader((out / TABLE).read_text(encoding="utf-8").splitlines()))
@@ -295,6 +353,50 @@ def test_settings_are_read_from_yaml_and_an_unknown_key_names_the_nearest(tmp_pa
     path.write_text("after: {nois: {rise: 1.0}}\n")
     with pytest.raises(ConfigError, match="the nearest known key is 'noise'"):
         load_config(path, PhysicsSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("limits: {water_hu: [7, -7]}", "water_hu must rise"),
+        ("phantom: {body: {row: .nan, column: 5, diameter_mm: 140}}", "finite number"),
+        ("phantom: {rods: [{name: a, x_mm: .inf, y_mm: 0, diameter_mm: 10}]}", "finite number"),
+        ("tasks: [{diameter_mm: 5, contrast_hu: 10}, {diameter_mm: 5, contrast_hu: 10}]", "two tasks are the same"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(tmp_path, text, match):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        load_config(tmp_path / "settings.yaml", PhysicsSettings)
+
+
+@pytest.mark.parametrize(
+    ("phantom", "match"),
+    [
+        ({"body": {"row": 500, "column": 88, "diameter_mm": 140}}, "row 500, column 88 sticks out of the image of 176 × 176"),
+        ({"body": {"row": 88, "column": 88, "diameter_mm": 900}}, "900 mm .* sticks out of the image"),
+        ({"rods": [{"name": "thread", "x_mm": 0, "y_mm": 0, "diameter_mm": 1.1}]}, "thread is 1.1 mm wide, expected two pixels"),
+        ({"rods": [{"name": "outside", "x_mm": 90, "y_mm": 0, "diameter_mm": 10}]}, "outside would stick out of the body"),
+    ],
+)
+def test_places_where_nothing_can_be_are_refused(before, tmp_path, phantom, match):
+    with pytest.raises(DataError, match=match):
+        _run(before, {}, tmp_path / "out", settings=PhysicsSettings(phantom=phantom))
+
+
+def test_a_body_by_the_users_word_is_not_looked_for_in_the_scan_after(tmp_path):
+    oval = EllipsePhantom((Ellipse((0, 0), (62, 72), 0.2, 1000.0),))
+    images = _images(phantom=oval)
+    for name in ("before", "after"):
+        _written(tmp_path / f"{name}.nii.gz", images)
+    body = {"row": SIZE // 2, "column": SIZE // 2, "diameter_mm": 116.0}
+    results = _run(
+        tmp_path / "before.nii.gz",
+        {"after": tmp_path / "after.nii.gz"},
+        tmp_path / "out",
+        settings=PhysicsSettings(phantom={"body": body}),
+    )
+    assert results["passed"] and {scan["name"] for scan in results["scans"]} == {"before", "after"}
 
 
 def test_of_an_absolute_and_a_relative_tolerance_the_wider_counts():

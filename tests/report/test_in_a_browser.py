@@ -14,7 +14,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"needs one of {', '.join(NAMES)}")
 
-PAGES = ("demo_path", "study_path", "evaluation_path")
+PAGES = ("demo_path", "study_path", "evaluation_path", "physics_path")
 VIEWER = ".viewer[data-name=figure-2]"
 FLAT_HU = {1: 100, 2: 107, 3: -850}
 RAMPS = {0: 0, 4: 200}
@@ -230,3 +230,21 @@ def test_paper_gets_a4_pages_with_every_place(page: Page) -> None:
     assert not any(canvas.is_visible() for canvas in page.locator("canvas").all())
     assert not page.locator(f"{VIEWER} .tools").is_visible()
     page.emulate_media(media="screen")
+
+
+def test_paper_keeps_the_heading_of_the_claims_that_a_phone_drops(browser: Browser, study_path: Path) -> None:
+    heading = ".claims thead"
+    with browser.new_context(viewport={"width": 700, "height": 1000}) as context:  # A4 between its margins
+        page = context.new_page()
+        page.goto(study_path.as_uri())
+        assert not page.locator(heading).is_visible()
+        page.emulate_media(media="print")
+        assert page.locator(heading).is_visible()
+
+
+def test_what_is_measured_stands_whole_on_a_phone(browser: Browser, physics_path: Path) -> None:
+    with browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True) as context:
+        page = context.new_page()
+        page.goto(physics_path.as_uri())
+        right = "element => element.getBoundingClientRect().right"
+        assert all(caption.evaluate(right) <= 390 for caption in page.locator(".checks tr.caption span").all())

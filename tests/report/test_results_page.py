@@ -1,6 +1,7 @@
 """Pages of results: self-contained, faithful to the numbers, honest in words, the same each time."""
 
 import base64
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,20 @@ def test_study_verdict_gives_the_interval() -> None:
     text = " ".join(results_verdict(study_report()))
     assert "+5.90 dB against the low-dose input" in text and "+0.34 dB [−0.04, 0.71] against “convolution only”" in text
     assert "110 % of the normal dose's high-frequency energy, at a coherence of 0.731" in text
+
+
+def test_of_candidates_the_verdict_speaks_of_methods_and_of_no_interval_that_is_unknown() -> None:
+    report = study_report()
+    methods = [
+        Method("low dose", "input"),
+        Method("hybrid, dual-domain loss", "candidate"),
+        Method("convolution only", "candidate"),
+    ]
+    unknown = dict.fromkeys(("ci_low", "ci_high", "t_low", "t_high"), math.nan)
+    evaluated = replace(report, methods=methods, comparisons=[{**report.comparisons[0], **unknown}])
+    text = " ".join(results_verdict(evaluated))
+    assert "+0.34 dB against “convolution only” (means alone)" in text and "n/a" not in text
+    assert "(the other method: 0.742)" in text and "(the other network: 0.742)" in " ".join(results_verdict(report))
 
 
 def test_study_without_results_still_renders(tmp_path: Path) -> None:

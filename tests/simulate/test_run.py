@@ -24,6 +24,7 @@ from finegrain.simulate.acquire import Scanner, slice_generator, without_padding
 from finegrain.simulate.dose import COUNT_FLOOR, PHOTONS_PER_MAS_MM, Exposure, starved_share
 from finegrain.simulate.fbp import find_kernel
 from finegrain.simulate.geometry import find_scanner
+from finegrain.simulate.kernel_fit import save_kernel
 from finegrain.simulate.manifest import SimulatedImage, image_sha256, read_manifest, write_manifest
 from finegrain.simulate.one_slice import SliceTask, load_facts, stream_seed
 from finegrain.simulate.phantom import water_disc
@@ -133,6 +134,88 @@ def test_the_derived_series_opens_elsewhere_and_says_that_it_is_simulated(scan, 
     assert len(descriptions) == 2
     assert sorted(text for text, _ in descriptions.values())[0].startswith("Abdomen 3.0 [LOW-DOSE SIM 10%")
     assert sorted(number for _, number in descriptions.values()) == [8012, 8027]
+
+
+@pytest.fixture(scope="module")
+def phantom_series(tmp_path_factory):
+    """A phantom as DICOM, and the same as NIfTI: normal dose of 80 mAs, a tenth of it."""
+    folder = tmp_path_factory.mktemp("phantom")
+    values = {"mas": (80.0,), "dose_fractions": (0.1,), "slices": 3, "size": SIZE, "pixel_mm": PIXEL_MM}
+    for name in ("nifti", "dicom"):
+        run_simulation("phantom:water-200", folder / name, config_of(SimulateConfig, {**values, "format": name}), workers=1)
+    return folder
+
+
+def test_a_phantom_as_dicom_opens_elsewhere_with_the_hu_and_the_places_of_its_nifti(phantom_series):
+    for name in ("truth", "normal", "dose-0.1"):
+        hu = SimpleITK.ReadImage(str(phantom_series / "nifti" / "water-200" / f"{name}.nii.gz"))
+        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(phantom_series / "dicom" / "water-200" / name))
+        series = SimpleITK.ReadImage(files)
+        difference = SimpleITK.GetArrayFromImage(series) - SimpleITK.GetArrayFromImage(hu)
+        assert np.abs(difference).max() <= (0.5 if name == "truth" else 0.0)  # the truth alone is not in whole HU
+        for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(series, what)() == pytest.approx(getattr(hu, what)()), what
+
+
+def test_the_headers_of_a_phantom_tell_its_dose_and_one_study_and_no_patient(phantom_series):
+    headers = {
+        name: [pydicom.dcmread(file) for file in sorted((phantom_series / "dicom" / "water-200" / name).glob("*.dcm"))]
+        for name in ("truth", "normal", "dose-0.1")
+    }
+    each = [header for of_series in headers.values() for header in of_series]
+    assert len({header.SOPInstanceUID for header in each}) == 9
+    assert [len({header[uid].value for header in each}) for uid in ("SeriesInstanceUID", "StudyInstanceUID")] == [3, 1]
+    assert all(header.file_meta.MediaStorageSOPInstanceUID == header.SOPInstanceUID for header in each)
+    assert {(str(header.PatientName), header.PatientBirthDate, header.PatientSex) for header in each} == {
+        ("PHANTOM^WATER-200", "", "")
+    }
+    assert {(header.KVP, header.ConvolutionKernel, header.Manufacturer, header.ImageType[0]) for header in each} == {
+        (120, "B30f", "finegrain", "DERIVED")
+    }
+    mas = {name: {(h.get("Exposure"), h.get("ExposureInuAs")) for h in of_series} for name, of_series in headers.items()}
+    assert mas == {"truth": {(None, None)}, "normal": {(80, 80_000)}, "dose-0.1": {(8, 8_000)}}
+
+
+def test_the_manifest_of_a_phantom_does_not_depend_on_the_format(phantom_series):
+    as_nifti, as_dicom = (read_manifest(phantom_series / name) for name in ("nifti", "dicom"))
+    noisy = [[row.sha256 for row in rows if row.image != "truth"] for rows in (as_nifti, as_dicom)]
+    assert noisy[0] == noisy[1] and len(set(noisy[0])) == 6
+    assert [row.file for row in as_dicom][:2] == ["water-200/truth/IM0001.dcm", "water-200/truth/IM0002.dcm"]
+    other = config_of(SimulateConfig, {"mas": (80.0,), "dose_fractions": (0.1,), "slices": 3, "size": SIZE, "pixel_mm": PIXEL_MM})
+    with pytest.raises(DataError, match="other parameters: format was dicom, now nifti"):
+        run_simulation("phantom:water-200", phantom_series / "dicom", other)
+
+
+def test_a_simulated_phantom_is_denoised_and_its_result_is_not_denoised_again(phantom_series, tmp_path, monkeypatch, capsys):
+    for source, out, code in ((phantom_series / "dicom" / "water-200" / "dose-0.1", "once", 0), (tmp_path / "once", "twice", 2)):
+        monkeypatch.setattr(sys, "argv", ["finegrain", "denoise", str(source), str(tmp_path / out)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert (stopped.value.code or 0) == code, capsys.readouterr().err
+    assert "already denoised by finegrain" in capsys.readouterr().err
+    denoised = pydicom.dcmread(tmp_path / "once" / "IM0001.dcm")
+    assert [item.ContributionDescription.split()[0] for item in denoised.ContributingEquipmentSequence] == [
+        "simulated-phantom",
+        "denoised",
+    ]
+
+
+def test_a_kernel_of_any_name_makes_a_header(tmp_path):
+    kernel = replace(find_kernel("B30f"), name="weich\\für Ärzte, sehr lang")
+    save_kernel(kernel, tmp_path / "kernel.yaml")
+    values = {"size": SIZE, "pixel_mm": PIXEL_MM, "format": "dicom", "kernel": str(tmp_path / "kernel.yaml")}
+    run_simulation("phantom:water-200", tmp_path / "out", config_of(SimulateConfig, values), workers=1)
+    assert pydicom.dcmread(tmp_path / "out" / "water-200" / "normal" / "IM0001.dcm").ConvolutionKernel == "weich/f?r ?rzte,"
+
+
+def test_labels_stay_nifti_where_images_are_dicom(tmp_path):
+    run_simulation("phantom:head", tmp_path / "out", config_of(SimulateConfig, {"size": 96, "format": "dicom"}), workers=1)
+    assert sorted(path.name for path in (tmp_path / "out" / "head-0000").iterdir()) == [
+        "dose-0.25",
+        "labels.nii.gz",
+        "normal",
+        "truth",
+    ]
 
 
 def test_nothing_of_the_patient_is_in_texts_and_names(scan, simulated, caplog, capsys):
@@ -336,6 +419,8 @@ def test_a_scan_that_cannot_be_simulated_leaves_nothing(tmp_path, make, values, 
         (["phantom:thorax", "{out}", "--size", "128", "--slices", "500"], "the anatomy spans"),
         (["{tmp}/nothing", "{out}"], "nothing"),
         (["{tmp}", "{out}", "--size", "96"], "--size is for phantoms"),
+        (["{tmp}", "{out}", "--format", "dicom"], "--format is for phantoms"),
+        (["phantom:water-200", "{out}", "--format", "png"], "'nifti' or 'dicom'"),
         (["{tmp}", "{out}", "--noise", "independent"], "always holds the scan's own noise"),
         (["phantom:water-200", "{tmp}/full"], "not made by finegrain simulate"),
     ],

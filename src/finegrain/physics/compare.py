@@ -89,7 +89,7 @@ def change_verdicts(
     for check in measured.checks:
         other = reference.get(check.key)
         tolerance = getattr(tolerances, check.quantity)
-        if other is None or not math.isfinite(other.value):
+        if other is None or not math.isfinite(other.value) or not _of_one_rod(check, other):
             continue
         allowed = tolerance.limits(other.value)
         if allowed != (-math.inf, math.inf):
@@ -98,9 +98,14 @@ def change_verdicts(
 
 def incomparable(measured: Measured, reference: Mapping[str, Check], tolerances: Tolerances) -> list[str]:
     """Keys that the reference has and a tolerance is for, but that could not be measured in this scan."""
-    here = {check.key for check in measured.checks}
+    here = {check.key for check in measured.checks if check.key not in reference or _of_one_rod(check, reference[check.key])}
     judged = [key for key, c in reference.items() if getattr(tolerances, c.quantity).limits(c.value) != (-math.inf, math.inf)]
     return [key for key in judged if key not in here]
+
+
+def _of_one_rod(check: Check, other: Check) -> bool:
+    """Whether d′ NPW, whose warning names the rod that gave the TTF, is by the same rod in both; of other checks always."""
+    return check.quantity != "d_prime_npw" or check.warnings == other.warnings
 
 
 def _half_width(check: Check) -> float:
@@ -127,19 +132,37 @@ def _verdict(
 
 
 def summary_of(verdicts: Sequence[Verdict]) -> str:
-    """One sentence: how many fail, and which checks."""
+    """One sentence: how many fail, and which checks of which scan."""
+    if not verdicts:
+        return "Nothing was compared: these are values alone."
     failed = [verdict for verdict in verdicts if not verdict.passed]
     unsure = sum(verdict.certain is False for verdict in verdicts)
     close = f"; {unsure} {'is' if unsure == 1 else 'are'} within the uncertainty of a limit" if unsure else ""
     if not failed:
         return f"All {len(verdicts)} comparisons pass{close}."
-    names = Counter(QUANTITIES[verdict.key.partition("[")[0]].label for verdict in failed)
-    which = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in names.items())
-    return f"{len(failed)} of {len(verdicts)} comparisons {'fails' if len(failed) == 1 else 'fail'}: {which}{close}."
+    several = len({verdict.scan for verdict in verdicts}) > 1
+    parts = []
+    for scan in dict.fromkeys(verdict.scan for verdict in failed):
+        names = Counter(QUANTITIES[verdict.key.partition("[")[0]].label for verdict in failed if verdict.scan == scan)
+        which = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in names.items())
+        parts.append(f"in {scan}: {which}" if several else f": {which}")
+    fail = "fails" if len(failed) == 1 else "fail"
+    return f"{len(failed)} of {len(verdicts)} comparisons {fail}{', ' if several else ''}{'; '.join(parts)}{close}."
 
 
-def allowed_text(verdict: Verdict, decimals: int) -> str:
-    """What is allowed, in words: "9.50 to 10.50", "at least 0.312", "at most 10.50"."""
+def allowed_text(verdict: Verdict, decimals: int, value: float) -> str:
+    """What is allowed, in words: "9.50 to 10.50", "at least 0.312", "at most 10.50".
+
+    Where a value that fails would look like the limit that it misses, both are told in full: "0.2649 to 0.3530, not 0.2646".
+    """
+    missed = verdict.low if value < verdict.low else verdict.high
+    if not verdict.passed and number(value, decimals) == number(missed, decimals):
+        finer = next(n for n in range(decimals, 16) if number(value, n) != number(missed, n) or n == 15)
+        return f"{_span(verdict, finer)}, not {number(value, finer)}"
+    return _span(verdict, decimals)
+
+
+def _span(verdict: Verdict, decimals: int) -> str:
     low, high = (number(value, decimals) for value in (verdict.low, verdict.high))
     if math.isinf(verdict.low):
         return f"at most {high}"
@@ -161,16 +184,20 @@ def read_baseline(path: Path) -> list[Earlier]:
         raise DataError(f"{path} is no result of finegrain physics of this format; give the physics.json of an earlier run")
     try:
         rods = {rod["name"]: (float(rod["hu"]), float(rod["diameter_mm"])) for rod in data["phantom"]["rods"]}
-        return [_earlier(one, rods) for one in data["scans"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}; make the acceptance run again") from None
+        scans = [_earlier(one, rods) for one in data["scans"]]
+    except (KeyError, TypeError, ValueError):
+        scans = []
+    if not scans or not all(diameter_mm > 0 for _, diameter_mm in rods.values()):
+        raise DataError(f"{path} is damaged: a scan, a check or a rod is not whole; make the acceptance run again")
+    return scans
 
 
 def _earlier(scan: Mapping[str, Any], rods: Mapping[str, tuple[float, float]]) -> Earlier:
     checks = []
     for c in scan["checks"]:
         value, low, high = (math.nan if c[key] is None else float(c[key]) for key in ("value", "low", "high"))
-        checks.append(Check(str(c["quantity"]), str(c["place"]), value, low, high, int(c["n"])))
+        if c["quantity"] in QUANTITIES:  # a later version may measure more
+            checks.append(Check(c["quantity"], str(c["place"]), value, low, high, int(c["n"]), tuple(c["warnings"])))
     return Earlier(
         name=str(scan["name"]),
         pixel_mm=float(scan["pixel_mm"]),
@@ -212,6 +239,11 @@ def refuse_other_conditions(measured: Measured, earlier: Earlier, rods: Sequence
                 "the same phantom; name the rods in the settings of both runs"
             )
     mas_now, mas_then = (facts.get("Exposure") for facts in (scan.facts, earlier.facts))
-    if mas_now and mas_then and abs(mas_now / mas_then - 1) > SAME_MAS:
+    if (
+        isinstance(mas_now, int | float)
+        and isinstance(mas_then, int | float)
+        and mas_then > 0
+        and abs(mas_now / mas_then - 1) > SAME_MAS
+    ):
         return [f"the {scan.name} scan was made with {mas_now:g} mAs, the baseline with {mas_then:g}: their noise cannot be equal"]
     return []

@@ -342,7 +342,8 @@ def _fit_disc(
     room = 0.4 * diameter_mm / pixel_mm + 1
     lower = [centre[0] - room, centre[1] - room, 0.25 * diameter_mm, 0.2 * pixel_mm]
     upper = [centre[0] + room, centre[1] + room, 0.9 * diameter_mm, 0.35 * diameter_mm]
-    starts = [[*centre, factor * diameter_mm, max(0.8 * pixel_mm, 0.05 * diameter_mm)] for factor in (0.4, 0.6)]
+    blur_mm = min(max(0.8 * pixel_mm, 0.05 * diameter_mm), 0.3 * diameter_mm)
+    starts = [[*centre, factor * diameter_mm, blur_mm] for factor in (0.4, 0.6)]
     fits = [least_squares(residual, start, bounds=(lower, upper), x_scale=[1, 1, pixel_mm, pixel_mm]) for start in starts]
     best = min(fits, key=lambda fit: float(fit.cost))
     basis = design(best.x)

@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from finegrain import __version__
-from finegrain.figures import BLUE, INK, MUTED, ORANGE, OTHERS, STYLE, DisplayWindow, svg_text
+from finegrain.figures import BLUE, INK, MUTED, ORANGE, OTHERS, DisplayWindow, svg_text
+from finegrain.figures.style import new_figure, styled
 from finegrain.physics.checks import QUANTITIES, Measured, all_keys, value_text
 from finegrain.physics.compare import Verdict, allowed_text
 from finegrain.physics.geometry import Phantom
 from finegrain.physics.places import Places
-from finegrain.physics.settings import PhysicsSettings
 from finegrain.report.page import tile, window_words, write_page
 from finegrain.report.words import number
 
@@ -54,11 +52,10 @@ def write_physics_page(
     places: Places,
     verdicts: Sequence[Verdict],
     *,
-    settings: PhysicsSettings,
     summary: str,
     notes: Sequence[str],
     measured_on: str,
-    with_baseline: bool,
+    settings_hash: str,
 ) -> None:
     """Write the page: one file that loads nothing."""
     names = [one.scan.name for one in measured]
@@ -73,8 +70,7 @@ def write_physics_page(
         n_verdicts=len(verdicts),
         names=names,
         groups=_groups(measured, verdicts),
-        limits=settings.limits,
-        with_baseline=with_baseline,
+        sources=_sources(verdicts),
         overlays=_overlays(measured[0], phantom, places, box, mean_window),
         n_squares=len(places.squares),
         side=places.side,
@@ -89,7 +85,7 @@ def write_physics_page(
         notes=notes,
         measured_on=measured_on,
         version=__version__,
-        settings_hash=settings.hash(),
+        settings_hash=settings_hash,
     )
 
 
@@ -126,9 +122,17 @@ def _verdict_cell(verdict: Verdict, decimals: int, value: float) -> dict[str, An
     return {
         "word": "pass" if verdict.passed else "fail",
         "close": verdict.certain is False,
-        "text": f"{held_to}{' ' + change if change else ''}; allowed {allowed_text(verdict, decimals)}",
-        "source": verdict.source,
+        "text": f"{held_to}{' ' + change if change else ''}; allowed {allowed_text(verdict, decimals, value)}",
     }
+
+
+def _sources(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """Where what is allowed comes from: the checks, and their source."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for verdict in verdicts:
+        kind = "limits" if verdict.against == "limit" else "changes"
+        found.setdefault((kind, verdict.source), []).append(QUANTITIES[verdict.key.partition("[")[0]].label)
+    return [(f"{kind} of {', '.join(dict.fromkeys(labels))}", source) for (kind, source), labels in found.items()]
 
 
 def _facts(measured: Sequence[Measured]) -> list[tuple[str, list[str]]]:
@@ -267,12 +271,6 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, (ORANGE, BLUE, *others, *[MUTED] * len(names)), strict=False))
 
 
-def _figure(width_in: float, height_in: float) -> Figure:
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _finish(axes: Axes, *, title: str, xlabel: str, ylabel: str) -> None:
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(True, axis="y")
@@ -289,8 +287,8 @@ def _nps_plots(measured: Sequence[Measured]) -> list[Markup]:
         ("nps", "How much noise", "noise power  [HU² mm²]"),
         ("nps-shape", "What it looks like", "share per cycle/mm  [mm]"),
     ):
-        with mpl.rc_context(STYLE):
-            figure = _figure(6.0, 3.4)
+        with styled():
+            figure = new_figure(6.0, 3.4)
             axes = figure.subplots()
             for scan, nps in known.items():
                 f, power = nps.radial.frequency_per_mm, nps.radial.power
@@ -314,8 +312,8 @@ def _ttf_plots(measured: Sequence[Measured], phantom: Phantom) -> list[Markup]:
         known = {one.scan.name: one.ttf[rod.name] for one in measured if rod.name in one.ttf}
         if not known:
             continue
-        with mpl.rc_context(STYLE):
-            figure = _figure(4.4, 3.0)
+        with styled():
+            figure = new_figure(4.4, 3.0)
             axes = figure.subplots()
             last = 0.0
             for scan, ttf in known.items():
@@ -339,8 +337,8 @@ def _ttf_plots(measured: Sequence[Measured], phantom: Phantom) -> list[Markup]:
 def _profile_figure(measured: Sequence[Measured]) -> Figure:
     """The mean image along a row and a column through the centre, near the plain material's CT number."""
     colours = _colours([one.scan.name for one in measured])
-    with mpl.rc_context(STYLE):
-        figure = _figure(10.0, 3.0)
+    with styled():
+        figure = new_figure(10.0, 3.0)
         both = figure.subplots(1, 2, sharey=True)
         middle = float(np.median(measured[0].profiles["horizontal"]))
         noise = next(check.value for check in measured[0].checks if check.quantity == "noise")

@@ -27,7 +27,7 @@ from finegrain.physics.geometry import (
     rod_at,
 )
 from finegrain.physics.scans import FEWEST_IMAGES, PhantomScan
-from finegrain.physics.settings import PhantomSettings, RodPlace
+from finegrain.physics.settings import BodyPlace, PhantomSettings, RodPlace
 
 NOISE_DISC = 0.4
 """Diameter of the central disc in which noise is measured over that of the body, as in IEC 61223-3-5."""
@@ -62,7 +62,7 @@ def find_phantom(scan: PhantomScan, settings: PhantomSettings) -> Phantom:
     if settings.body is None:
         body = find_body(over_repeats[first].mean(axis=0), pixel_mm=scan.pixel_mm)
     else:
-        body = Body(settings.body.row, settings.body.column, settings.body.diameter_mm / 2)
+        body = _told_body(settings.body, scan)
     found = [_section(scan, over_repeats, one, body, settings) for one in dict.fromkeys(_as_pair(s) for s in sections)]
     uniform = _section(scan, over_repeats, _as_pair(told[0]), body, settings, with_rods=False) if told[0] else None
     rods = _section(scan, over_repeats, _as_pair(told[1]), body, settings) if told[1] else None
@@ -79,6 +79,17 @@ def find_phantom(scan: PhantomScan, settings: PhantomSettings) -> Phantom:
 
 def _as_pair(section: slice) -> tuple[int, int]:
     return int(section.start), int(section.stop)
+
+
+def _told_body(told: BodyPlace, scan: PhantomScan) -> Body:
+    reach = told.diameter_mm / 2 / scan.pixel_mm
+    rows, columns = scan.hu.shape[2:]
+    if min(told.row, told.column) < reach or told.row > rows - 1 - reach or told.column > columns - 1 - reach:
+        raise DataError(
+            f"the body of {told.diameter_mm:g} mm at row {told.row:g}, column {told.column:g} sticks out of the image of "
+            f"{rows} × {columns} pixels of {scan.pixel_mm:.4g} mm; mend its place in the settings"
+        )
+    return Body(told.row, told.column, told.diameter_mm / 2)
 
 
 def _told_slices(told: tuple[int, int] | None, scan: PhantomScan) -> slice | None:
@@ -117,6 +128,11 @@ def _section(
 
 def _told_rod(mean: NDArray[np.floating], place: RodPlace, body: Body, pixel_mm: float) -> Rod:
     row, column = body.row + place.y_mm / pixel_mm, body.column + place.x_mm / pixel_mm
+    if place.diameter_mm < 2 * pixel_mm:
+        raise DataError(
+            f"{place.name} is {place.diameter_mm:g} mm wide, expected two pixels of {pixel_mm:.4g} mm or more; leave it out, or "
+            "reconstruct a smaller field of view"
+        )
     if np.hypot(place.x_mm, place.y_mm) + place.diameter_mm / 2 > body.radius_mm:
         raise DataError(f"{place.name} would stick out of the body of {2 * body.radius_mm:.0f} mm; mend its place in the settings")
     rod = rod_at(mean, name=place.name, row=row, column=column, diameter_mm=place.diameter_mm, body=body, pixel_mm=pixel_mm)

@@ -105,6 +105,8 @@ def run_physics(
     Raises: FinegrainError, in one line.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise DataError("--out is a file, expected a folder; give another")
     if baseline is not None and Path(baseline).resolve() == (out / RESULTS).resolve():
         raise ConfigError("the baseline would be overwritten by the results of this run; give another folder to --out")
     earlier = read_baseline(baseline) if baseline is not None else []
@@ -116,7 +118,9 @@ def run_physics(
     progress("looking for the phantom")
     phantom = find_phantom(scans[0], settings.phantom)
     for scan in scans[1:]:
-        refuse_other_geometry(scans[0], scan, phantom)
+        refuse_other_grid(scans[0], scan)
+        if settings.phantom.body is None:  # else its outline cannot be found, after no more than before
+            refuse_moved_phantom(scans[0], scan, phantom)
     places = find_places(phantom, pixel_mm=scans[0].pixel_mm)
     progress("measuring")
     measured = measure(scans, phantom, places=places, tasks=settings.tasks, seed=seed)
@@ -150,11 +154,10 @@ def run_physics(
         phantom,
         places,
         verdicts,
-        settings=settings,
         summary=summary,
         notes=notes,
         measured_on=today,
-        with_baseline=bool(earlier),
+        settings_hash=settings.hash(),
     )
     return PhysicsOutcome(
         title=f"{2 * phantom.body.radius_mm:.1f} mm phantom, {len(rods)} rods",
@@ -166,14 +169,18 @@ def run_physics(
     )
 
 
-def refuse_other_geometry(before: PhantomScan, after: PhantomScan, phantom: Phantom) -> None:
-    """Raises: DataError if a scan after does not show the phantom of the scan before on the same pixels."""
+def refuse_other_grid(before: PhantomScan, after: PhantomScan) -> None:
+    """Raises: DataError if a scan after does not have the slices and pixels of the scan before."""
     shapes = ["×".join(map(str, one.hu.shape[1:])) for one in (before, after)]
     if shapes[0] != shapes[1] or not np.isclose(before.pixel_mm, after.pixel_mm, rtol=1e-3):
         raise DataError(
             f"the {after.name} scan has {shapes[1]} voxels of {after.pixel_mm:.4g} mm, the {before.name} scan {shapes[0]} of "
             f"{before.pixel_mm:.4g} mm (slices × rows × columns); give the same slices before and after"
         )
+
+
+def refuse_moved_phantom(before: PhantomScan, after: PhantomScan, phantom: Phantom) -> None:
+    """Raises: DataError if a scan after does not show the phantom where the scan before does."""
     body = find_body(after.images(phantom.uniform.slices).mean(axis=0), pixel_mm=after.pixel_mm)
     moved = float(np.hypot(body.row - phantom.body.row, body.column - phantom.body.column) * after.pixel_mm)
     if moved > MOVED_MM or abs(body.radius_mm - phantom.body.radius_mm) > MOVED_MM:
@@ -202,7 +209,7 @@ def results_of(
         "finegrain": __version__,
         "measured_on": measured_on,
         "summary": summary_of(verdicts),
-        "passed": all(verdict.passed for verdict in verdicts),
+        "passed": all(verdict.passed for verdict in verdicts) if verdicts else None,
         "phantom": {
             "row": phantom.body.row,
             "column": phantom.body.column,
@@ -297,11 +304,12 @@ def screen_rows(measured: Sequence[Measured], verdicts: Sequence[Verdict]) -> li
         quantity = QUANTITIES[check.quantity]
         of_key = [verdict for verdict in verdicts if verdict.key == key]
         cells = [value_text(one) if one else "–" for one in found]
-        failed = "; ".join(_words(verdict) for verdict in of_key if not verdict.passed)
+        by_scan = {one.scan.name: check.value for one, check in zip(measured, found, strict=True) if check}
+        failed = "; ".join(_words(verdict, by_scan[verdict.scan]) for verdict in of_key if not verdict.passed)
         rows.append([f"{quantity.label}, {check.place}", quantity.unit, *cells, failed or ("pass" if of_key else "")])
     return rows
 
 
-def _words(verdict: Verdict) -> str:
+def _words(verdict: Verdict, value: float) -> str:
     decimals = QUANTITIES[verdict.key.partition("[")[0]].decimals
-    return f"FAIL {verdict.scan} against {verdict.against}: {allowed_text(verdict, decimals)}"
+    return f"FAIL {verdict.scan} against {verdict.against}: {allowed_text(verdict, decimals, value)}"

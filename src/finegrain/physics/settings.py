@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from finegrain.config import Config
 
 
-class Tolerance(Config):
+class _Knobs(Config):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Tolerance(_Knobs):
     """How far a value may lie from its reference; a side that says nothing is open, one that says both takes the wider."""
 
     fall: float | None = Field(None, ge=0, description="In the unit of the check.")
@@ -31,7 +35,7 @@ def _wider(absolute: float | None, percent: float | None, reference: float) -> f
     return max(told, default=float("inf"))
 
 
-class Limits(Config):
+class Limits(_Knobs):
     """Values that a scan must keep by itself, whatever it was before."""
 
     water_hu: tuple[float, float] | None = Field(
@@ -43,12 +47,18 @@ class Limits(Config):
         description="Where the two come from.",
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.water_hu is not None and not self.water_hu[0] < self.water_hu[1]:
+            raise ValueError(f"water_hu must rise, got {list(self.water_hu)}")
+        return self
+
 
 def _sides(fall: float | None, rise: float | None) -> Tolerance:
     return Tolerance(fall_percent=fall, rise_percent=rise)
 
 
-class Tolerances(Config):
+class Tolerances(_Knobs):
     """What may differ from a reference scan, for each check. All defaults are ours: no source tells what a denoiser may change."""
 
     ct_number: Tolerance = Tolerance(fall=3, fall_percent=1, rise=3, rise_percent=1)
@@ -69,7 +79,7 @@ ACCEPTANCE = Tolerances(
 """Against an earlier acceptance run of the same scanner and method; ours."""
 
 
-class Disc(Config):
+class Disc(_Knobs):
     """A low-contrast disc that an observer is asked to find."""
 
     diameter_mm: float = Field(gt=0, le=100)
@@ -80,7 +90,7 @@ TASKS = (Disc(diameter_mm=3, contrast_hu=14), Disc(diameter_mm=5, contrast_hu=7)
 """Three of the four rods of the MITA CCT189 low-contrast body."""
 
 
-class RodPlace(Config):
+class RodPlace(_Knobs):
     """A rod by the user's word: from the body's centre, x to the right, y down, as the image is shown."""
 
     name: str = Field(pattern=r"^[\w .,+/()-]{1,40}$")
@@ -96,7 +106,7 @@ class RodPlace(Config):
         return self
 
 
-class BodyPlace(Config):
+class BodyPlace(_Knobs):
     """The body by the user's word, where its outline cannot be found: rows and columns in pixels from the first one."""
 
     row: float
@@ -104,7 +114,7 @@ class BodyPlace(Config):
     diameter_mm: float = Field(gt=20, le=1000)
 
 
-class PhantomSettings(Config):
+class PhantomSettings(_Knobs):
     """Where things are; whatever is left out is found."""
 
     body: BodyPlace | None = None
@@ -123,7 +133,7 @@ class PhantomSettings(Config):
         return self
 
 
-class PhysicsSettings(Config):
+class PhysicsSettings(_Knobs):
     """Everything that `finegrain physics` can be told in a YAML file."""
 
     phantom: PhantomSettings = PhantomSettings()
@@ -131,3 +141,9 @@ class PhysicsSettings(Config):
     after: Tolerances = Field(Tolerances(), description="What a scan may change against the one before.")
     baseline: Tolerances = Field(ACCEPTANCE, description="What a run may differ from the acceptance run.")
     tasks: tuple[Disc, ...] = Field(TASKS, description="Discs for d′ from TTF and NPS.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("two tasks are the same disc")
+        return self

@@ -30,14 +30,11 @@ def _proposed_sentences(report: EvaluationReport) -> list[str]:
     if ratio and coherence and is_known(_mean(ratio, report.proposed)):
         text = f"It holds {percent(_mean(ratio, report.proposed))} of the normal dose's high-frequency energy, at a coherence of "
         text += number(_mean(coherence, report.proposed), 3)
-        others = [
-            _mean(coherence, method.name)
-            for method in report.shown_methods()
-            if method.kind in ("arm", "candidate") and method.name != report.proposed
-        ]
-        span = [value for value in others if is_known(value)]
+        others = [m for m in report.shown_methods() if m.kind in ("arm", "candidate") and m.name != report.proposed]
+        span = [value for value in (_mean(coherence, method.name) for method in others) if is_known(value)]
         if span:
-            text += f" (the other networks: {number(min(span), 3)} to {number(max(span), 3)})"
+            noun = ("network" if all(method.kind == "arm" for method in others) else "method") + ("s" if len(span) > 1 else "")
+            text += f" (the other {noun}: {' to '.join(dict.fromkeys((number(min(span), 3), number(max(span), 3))))})"
         sentences.append(text + ".")
     return sentences
 
@@ -82,13 +79,14 @@ def interval_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 def _against_baselines(report: EvaluationReport, key: str) -> str:
     chosen = {method.name for method in report.shown_methods() if method.kind in ("arm", "candidate")}
-    differences = [
-        f"{number(row['mean_difference'], 2, sign=True)} dB [{number(interval_of(row)[0], 2)}, {number(interval_of(row)[1], 2)}] "
-        f"against “{row['baseline']}”"
-        for row in report.comparisons
-        if row["metric"] == key and row["baseline"] in chosen
-    ]
-    return f"; {', '.join(differences)} (mean and 95 % interval)" if differences else ""
+    differences, any_interval = [], False
+    for row in (row for row in report.comparisons if row["metric"] == key and row["baseline"] in chosen):
+        low, high = interval_of(row)
+        any_interval |= is_known(low)
+        interval = f" [{number(low, 2)}, {number(high, 2)}]" if is_known(low) else ""
+        differences.append(f"{number(row['mean_difference'], 2, sign=True)} dB{interval} against “{row['baseline']}”")
+    words = "mean and 95 % interval" if any_interval else "means alone"
+    return f"; {', '.join(differences)} ({words})" if differences else ""
 
 
 def claim_counts(claims: Sequence[Mapping[str, str]]) -> str:

@@ -14,7 +14,8 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +66,7 @@ class Derivation:
             routers pass on PRIMARY only.
     """
 
-    kind: Literal["denoised", "simulated-low-dose"]
+    kind: Literal["denoised", "simulated-low-dose", "simulated-phantom"]
     model: str
     model_version: str
     model_sha256: str
@@ -78,7 +79,7 @@ class Derivation:
     def label(self) -> str:
         """`series_label` in ASCII, which every character set contains."""
         prefix = "AI-DN" if self.kind == "denoised" else "LOW-DOSE SIM"
-        return _ascii(self.series_label or f"{prefix} {self.model} v{self.model_version}")
+        return in_ascii(self.series_label or f"{prefix} {self.model} v{self.model_version}")
 
     def uid_for(self, source_uid: str) -> UID:
         """The UID of what is derived from `source_uid`; the same model and settings give the same, so a retry adds nothing."""
@@ -95,7 +96,7 @@ class Derivation:
     def in_words(self) -> str:
         """One ASCII line for DerivationDescription."""
         settings = "".join(f", {name}={value}" for name, value in sorted(self.parameters.items()))
-        return _ascii(
+        return in_ascii(
             f"{self.kind} by finegrain {__version__}, model {self.model} {self.model_version}"
             f" (sha256 {self.model_sha256[:12]}){settings}. Not for primary diagnosis unless locally validated."
         )
@@ -129,24 +130,42 @@ def write_derived_series(
         raise ScanError(f"volume has {len(volume)} slices, its source {len(source.slices)}; write the whole series")
     _refuse_values_that_are_no_hu(volume)
 
-    names = [f"IM{n:04d}.dcm" for n in range(1, len(volume) + 1)]
-    partial = out_dir.parent / f".{out_dir.name}.{uuid.uuid4().hex[:8]}.partial"
+    names = [file_name(i) for i in range(len(volume))]
     now = datetime.datetime.now().astimezone()
+    with whole_folder(out_dir) as partial, tolerate_sloppy_headers():
+        for i, (one, name) in enumerate(zip(source.slices, names, strict=True)):
+            _write_derived(one, volume.hu[i], derivation, now, partial / name)
+            if progress is not None:
+                progress(i + 1)
+    return [out_dir / name for name in names]
+
+
+def file_name(index: int) -> str:
+    """What the file of a slice is called.
+
+    >>> file_name(0)
+    'IM0001.dcm'
+    """
+    return f"IM{index + 1:04d}.dcm"
+
+
+@contextmanager
+def whole_folder(out_dir: Path) -> Iterator[Path]:
+    """A folder to write a series to that takes the name `out_dir` in the end; if anything fails, nothing of it is left.
+
+    Raises: ScanError if it cannot be written.
+    """
+    partial = out_dir.parent / f".{out_dir.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir(parents=True)
-        with tolerate_sloppy_headers():
-            for i, (one, name) in enumerate(zip(source.slices, names, strict=True)):
-                _write_derived(one, volume.hu[i], derivation, now, partial / name)
-                if progress is not None:
-                    progress(i + 1)
+        yield partial
         if out_dir.is_dir():
-            out_dir.rmdir()  # empty: checked above, and rmdir refuses otherwise
+            out_dir.rmdir()  # refuses unless it is empty
         os.rename(partial, out_dir)
     except OSError as error:
-        raise ScanError(f"cannot write the derived series: {error.strerror}; nothing was left behind") from None
+        raise ScanError(f"cannot write the series: {error.strerror}; nothing was left behind") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return [out_dir / name for name in names]
 
 
 def _write_derived(one: SourceSlice, hu: NDArray[np.float32], derivation: Derivation, now: datetime.datetime, path: Path) -> None:
@@ -205,7 +224,7 @@ def _derived(one: SourceSlice, hu: NDArray[np.float32], derivation: Derivation, 
     _put_pixels(dataset, stored)
     _put_identity(dataset, derivation, now)
     _put_derivation(dataset, one, derivation, now)
-    _put_file_meta(dataset)
+    put_file_meta(dataset)
     return dataset
 
 
@@ -310,18 +329,26 @@ def _put_derivation(dataset: Dataset, one: SourceSlice, derivation: Derivation, 
     source.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
     dataset.SourceImageSequence = [source]
 
+    dataset.ContributingEquipmentSequence = [
+        *(dataset.get("ContributingEquipmentSequence") or []),
+        equipment_item(derivation, now),
+    ]
+
+
+def equipment_item(derivation: Derivation, now: datetime.datetime) -> Dataset:
+    """What finegrain adds to ContributingEquipmentSequence; the loop guard looks for it."""
     equipment = Dataset()
     equipment.Manufacturer = EQUIPMENT_MANUFACTURER
-    equipment.ManufacturerModelName = _ascii(derivation.model)[:64]
+    equipment.ManufacturerModelName = in_ascii(derivation.model)[:64]
     equipment.DeviceUID = derivation.model_uid
     equipment.SoftwareVersions = [
         f"finegrain {__version__}"[:64],
-        _ascii(f"{derivation.model} {derivation.model_version}")[:64],
+        in_ascii(f"{derivation.model} {derivation.model_version}")[:64],
     ]
     equipment.ContributionDateTime = now.strftime("%Y%m%d%H%M%S.%f%z")
-    equipment.ContributionDescription = words[:1024]
+    equipment.ContributionDescription = derivation.in_words()[:1024]
     equipment.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    dataset.ContributingEquipmentSequence = [*(dataset.get("ContributingEquipmentSequence") or []), equipment]
+    return equipment
 
 
 def _code(value: str, meaning: str) -> Dataset:
@@ -330,7 +357,7 @@ def _code(value: str, meaning: str) -> Dataset:
     return item
 
 
-def _put_file_meta(dataset: Dataset) -> None:
+def put_file_meta(dataset: Dataset) -> None:
     """A fresh file header: the source's names the software that wrote it, and its preamble may hold a program."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -342,5 +369,6 @@ def _put_file_meta(dataset: Dataset) -> None:
     dataset.preamble = bytes(128)
 
 
-def _ascii(text: str) -> str:
+def in_ascii(text: str) -> str:
+    """A text in the characters that every character set contains, as one value."""
     return text.encode("ascii", "replace").decode().replace("\\", "/")

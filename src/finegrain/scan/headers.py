@@ -381,13 +381,13 @@ def _refuse_rescale(dataset: Dataset, name: str) -> None:
 
 
 def _is_own_output(dataset: Dataset) -> bool:
-    """Whether finegrain denoised it. Low dose that finegrain simulated is a legitimate input."""
+    """Whether finegrain denoised it. What finegrain simulated is a legitimate input."""
     kinds = [
         header_text(item, "ContributionDescription")
         for item in dataset.get("ContributingEquipmentSequence") or []
         if header_text(item, "Manufacturer") == EQUIPMENT_MANUFACTURER
     ]
-    only_simulated = bool(kinds) and all(kind.startswith("simulated-low-dose") for kind in kinds)
+    only_simulated = bool(kinds) and all(kind.startswith("simulated-") for kind in kinds)
     written_by_us = dataset.file_meta.get("ImplementationClassUID") == IMPLEMENTATION_CLASS_UID
     return (bool(kinds) or written_by_us) and not only_simulated
 

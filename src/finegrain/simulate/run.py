@@ -6,6 +6,7 @@ at each dose has a random stream of its own: neither the number of processes, no
 
 from __future__ import annotations
 
+import datetime
 import glob
 import hashlib
 import json
@@ -27,8 +28,10 @@ from finegrain.config import SimulateConfig, config_of, load_config
 from finegrain.errors import ConfigError, DataError, GeometryError
 from finegrain.parallel import in_processes
 from finegrain.provenance import versions, write_provenance
-from finegrain.scan.derived import Derivation, check_output_folder, write_derived_series
+from finegrain.scan.derived import Derivation, check_output_folder, in_ascii, write_derived_series
 from finegrain.scan.dicom import read_series
+from finegrain.scan.headers import EQUIPMENT_MANUFACTURER
+from finegrain.scan.new_series import write_new_series
 from finegrain.scan.nifti import read_nifti, write_nifti
 from finegrain.scan.privacy import shown
 from finegrain.scan.read import read_scan
@@ -69,6 +72,9 @@ FIELDS_MM = (20.0, 1000.0)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps of it are, and how many there are; 0 where that is not known."""
+
+LONGEST_KERNEL = 16
+"""Characters of ConvolutionKernel, as of any short string (PS3.5 6.2)."""
 
 PHANTOM_MAS = 200.0
 """Normal dose of a phantom of which nothing is said."""
@@ -160,7 +166,9 @@ class _ScanCase:
     ) -> _ScanCase:
         """Read the scan and settle what the configuration leaves open."""
         _refuse_options(
-            config, ("patients", "first_patient", "slices", "size", "pixel_mm", "polychromatic_kvp", "modulation_z"), "phantoms"
+            config,
+            ("patients", "first_patient", "slices", "size", "pixel_mm", "polychromatic_kvp", "modulation_z", "format"),
+            "phantoms",
         )
         if config.noise == "independent":
             raise ConfigError("--noise independent is for phantoms: the low dose of a real scan always holds the scan's own noise")
@@ -228,15 +236,7 @@ class _ScanCase:
                 write_derived_series(low, path, derivation=_derivation(self.config, dose))
             else:
                 write_nifti(low, path)
-        if self.kind != "dicom":
-            return read_nifti(path), [path] * len(self)
-        stored, files = read_series(path, allow_lossy=True), sorted(path.glob("*.dcm"))
-        if not len(stored) == len(files) == len(self):
-            raise DataError(
-                f"{path} holds {len(files)} files of which {len(stored)} are its slices, expected {len(self)}:"
-                " it was changed; delete it and run again"
-            )
-        return stored, files
+        return _stored(path, len(self))
 
 
 @dataclass(frozen=True)
@@ -285,17 +285,51 @@ class _PhantomCase:
             progress("writing", done, len(self.seeds))
             tasks = [self._task(seed, index) for index in range(self._n_slices)]
             facts = [load_facts(out / WORK, task) for task in tasks]
-            for name in facts[0]:
-                path = out / self._name(seed) / f"{name}.nii.gz"
+            for number, name in enumerate(facts[0], start=1):
+                is_series = self.config.format == "dicom" and name != "labels"
+                path = out / self._name(seed) / (name if is_series else f"{name}.nii.gz")
                 if not path.exists():
-                    write_nifti(self._volume(np.stack([load_image(out / WORK, task, name) for task in tasks])), path)
+                    volume = self._volume(np.stack([load_image(out / WORK, task, name) for task in tasks]))
+                    if is_series:
+                        self._write_series(volume, path, number, [of_slice[name] for of_slice in facts])
+                    else:
+                        write_nifti(volume, path)
                 if name == "labels":
                     continue
-                place: dict[str, Any] = {"source_kind": "phantom", "file": path.relative_to(out).as_posix()}
-                for index, hu in enumerate(read_nifti(path).hu):
+                stored, files = _stored(path, self._n_slices)
+                for index, (hu, file) in enumerate(zip(stored.hu, files, strict=True)):
+                    place: dict[str, Any] = {"source_kind": "phantom", "file": file.relative_to(out).as_posix()}
                     place |= {"slice_index": index, "z_mm": float(z_mm[index])}
                     images.append(_row(self.config, self._name(seed), {**facts[index][name], **place}, hu))
         return images
+
+    def _write_series(self, volume: CTVolume, path: Path, number: int, facts: list[dict[str, Any]]) -> None:
+        """Write an image as the DICOM series of that number in the study of its phantom; its mAs are those of its dose."""
+        config, name, dose = self.config, path.parent.name, facts[0]["dose_fraction"]
+        kvp = config.polychromatic_kvp or 120
+        photons_of_1_mas = Exposure.from_mas(1.0, slice_mm=float(config.slice_mm or 0), kvp=kvp).photons
+        study = _derivation(config, None)
+        # All series of a study have its date, also those that are written after a stop.
+        begun = datetime.datetime.fromtimestamp((path.parent.parent / "config.yaml").stat().st_mtime).astimezone()
+        header = {
+            "StudyInstanceUID": study.uid_for(name),
+            "FrameOfReferenceUID": study.uid_for(f"{name} frame"),
+            "StudyDate": begun.strftime("%Y%m%d"),
+            "StudyTime": begun.strftime("%H%M%S"),
+            "PatientName": f"PHANTOM^{name.upper()}",
+            "PatientID": f"PHANTOM-{name.upper()}",
+            "QualityControlImage": "YES",
+            "SeriesNumber": number,
+            "SeriesDescription": f"{name}, {'noise-free truth' if dose is None else f'dose {dose:g}'}, simulated",
+            "Manufacturer": EQUIPMENT_MANUFACTURER,
+            "ManufacturerModelName": "simulated phantom",
+            "SoftwareVersions": __version__,
+            "KVP": kvp,
+            "ConvolutionKernel": in_ascii(str(config.kernel))[:LONGEST_KERNEL],
+        }
+        mas = [] if dose is None else [dose * of_slice["slice_photons"] / photons_of_1_mas for of_slice in facts]
+        each = [{"Exposure": round(one), "ExposureInuAs": round(1000 * one)} for one in mas]
+        write_new_series(volume, path, derivation=_derivation(config, dose), header=header, of_each_slice=each)
 
     def _volume(self, values: NDArray) -> CTVolume:
         """An axial volume with the isocentre at the origin."""
@@ -304,6 +338,19 @@ class _PhantomCase:
         corner = -(size // 2) * pixel_mm
         heights = heights_mm(self.config)
         return replace(volume, positions_mm=np.stack([np.full_like(heights, corner)] * 2 + [heights], axis=1))
+
+
+def _stored(path: Path, n_slices: int) -> tuple[CTVolume, list[Path]]:
+    """What was written, read back, and the file of each slice."""
+    if not path.is_dir():
+        return read_nifti(path), [path] * n_slices
+    stored, files = read_series(path, allow_lossy=True), sorted(path.glob("*.dcm"))
+    if not len(stored) == len(files) == n_slices:
+        raise DataError(
+            f"{path} holds {len(files)} files of which {len(stored)} are its slices, expected {n_slices}:"
+            " it was changed; delete it and run again"
+        )
+    return stored, files
 
 
 def _read(path: Path, *, series_uid: str | None, allow_lossy: bool) -> tuple[CTVolume, str]:
@@ -433,6 +480,7 @@ def _settle_phantom(phantom: str, config: SimulateConfig) -> SimulateConfig:
         "source": f"phantom:{phantom}",
         "dose_fractions": config.dose_fractions or (0.25,),
         "noise": config.noise or "independent",
+        "format": config.format or "nifti",
         "slices": config.slices or 1,
         "slice_mm": slice_mm,
         "size": size,
@@ -547,18 +595,18 @@ def _refuse_another_run(out: Path, config: SimulateConfig) -> None:
             raise DataError(f"{out} was begun with {name} {old.get(name)}, now it is {new.get(name)}; start in another folder")
 
 
-def _derivation(config: SimulateConfig, dose: float) -> Derivation:
-    """What the headers of a simulated series say."""
-    settings = config.model_dump(mode="json", exclude={"dose_fractions", "mas"}, exclude_none=True)
+def _derivation(config: SimulateConfig, dose: float | None) -> Derivation:
+    """What the headers of a simulated series say; a dose of None is that of all doses together, or of the truth."""
+    settings = config.model_dump(mode="json", exclude={"dose_fractions", "mas", "format"}, exclude_none=True)
     told = ("kernel", "photons", "electronic_noise", "bowtie", "modulation", "crosstalk", "adaptive_below", "scanner", "seed")
     return Derivation(
-        kind="simulated-low-dose",
+        kind="simulated-low-dose" if config.source == "scan" else "simulated-phantom",
         model="finegrain-simulate",
         model_version=__version__,
         model_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         parameters={"dose_fraction": dose, **{name: settings[name] for name in told}},
-        series_label=f"LOW-DOSE SIM {100 * dose:.3g}% finegrain {__version__}",
-        series_number_offset=8000 + round(100 * dose),
+        series_label="" if dose is None else f"LOW-DOSE SIM {100 * dose:.3g}% finegrain {__version__}",
+        series_number_offset=8000 + round(100 * (dose or 0)),
     )
 
 
