@@ -13,8 +13,9 @@ PIP_FLAGS ?=
 demo: $(VENV)/.core
 	$(BIN)/finegrain demo --out demo-output
 
+# One process a core; a file's tests stay together, since they share what was expensive to make.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
