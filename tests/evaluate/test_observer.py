@@ -430,3 +430,28 @@ def test_noise_that_leaves_a_frequency_out_makes_no_finite_ideal_observer():
 def test_images_without_noise_are_refused_by_the_matched_filter():
     with pytest.raises(DataError, match="no noise"):
         non_prewhitening(np.zeros((5, SIZE, SIZE)) + signal(), np.zeros((5, SIZE, SIZE)), ensembles="paired")
+
+
+def test_pixels_of_two_sizes_are_judged_as_one_size_is():
+    """A lesion in coloured noise of one spectrum per mm, seen at 0.6 and 1.2 mm: each alone and both together give the same d′."""
+    generator = np.random.default_rng(5)
+    size, width = 33, 1.5 * np.sqrt(2 * np.pi)  # the first channel is the lesion, but for its mean over the ROI
+
+    def ensemble(pixel_mm, n):
+        axis = (np.arange(size) - size // 2) * pixel_mm
+        signal = 12 * np.exp(-(axis[:, None] ** 2 + axis[None] ** 2) / (2 * 1.5**2))
+        noise = generator.normal(0, 20 / pixel_mm, (n, size, size))  # white: 400 HU² mm² at every pixel size
+        channels = pixel_mm * laguerre_gauss(size, pixel_mm=pixel_mm, width_mm=width, n_channels=3)
+        return noise + signal, noise, np.broadcast_to(channels, (n, *channels.shape))
+
+    parts = [ensemble(0.6, 400), ensemble(1.2, 400)]
+    alone = [channelised_hotelling(*part[:2], channels=part[2], ensembles="paired").d_prime for part in parts]
+    together = channelised_hotelling(*(np.concatenate(each) for each in list(zip(*parts, strict=True))[:2]),
+                                     channels=np.concatenate([part[2] for part in parts]), ensembles="paired")  # fmt: skip
+    assert alone == pytest.approx([together.d_prime] * 2, rel=0.1)
+    exact = 12 * np.sqrt(np.pi) * 1.5 / 20  # of the ideal observer in white noise
+    assert together.d_prime == pytest.approx(exact, rel=0.08)
+    one_size = channelised_hotelling(parts[0][0], parts[0][1], channels=parts[0][2][0], ensembles="paired")
+    assert one_size.d_prime == pytest.approx(alone[0], rel=1e-9)
+    with pytest.raises(DataError, match="expected channels of shape"):
+        channelised_hotelling(parts[0][0], parts[0][1], channels=parts[0][2][:5], ensembles="paired")

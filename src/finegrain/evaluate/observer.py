@@ -206,24 +206,27 @@ def channelised_hotelling(
 
     Args:
         present, absent: ROIs in HU with the lesion at one place, and without.
-        channels: from `laguerre_gauss`, `difference_of_gaussians` or `gabor`, of the ROIs' size.
+        channels: from `laguerre_gauss`, `difference_of_gaussians` or `gabor`, of the ROIs' size; for paired images of unlike pixel
+            sizes one set for each pair, each times its pixel_mm, so that a response is an integral over mm.
         ensembles: "paired" if absent[i] is present[i] without the lesion, else "independent".
         patients: one label per pair; only with paired ensembles.
         internal_noise: SD of the observer's own noise over that of the image noise in its decision; divides d′ by √(1 + k²).
         confidence: of the interval.
 
-    Shape: present (n₁, y, x), absent (n₀, y, x), channels (y, x, p).
+    Shape: present (n₁, y, x), absent (n₀, y, x), channels (y, x, p) or (n₁, y, x, p).
     Raises: DataError for shapes that do not fit, NaN, too few images or patients, or channels that repeat each other.
     Source: Wunderlich, Noo, Gallas and Heilbrun 2015, IEEE Trans Med Imaging 34:453 (independent); Wunderlich and Noo 2009,
     28:1198 (known difference, the limit ρ = 1).
     """
     _check_ensembles(present, absent, ensembles=ensembles, patients=patients)
-    if channels.ndim != 3 or channels.shape[:2] != present.shape[1:]:
-        raise DataError(f"expected channels of shape {present.shape[1:]} + (channel,), got {channels.shape}")
+    each_its_own = channels.ndim == 4 and ensembles == "paired"
+    wanted = present.shape if each_its_own else present.shape[1:]
+    if channels.shape[:-1] != wanted:
+        raise DataError(f"expected channels of shape {wanted} + (channel,), got {channels.shape}")
     if not (internal_noise >= 0 and 0 < confidence < 1):
         raise DataError(f"expected internal noise ≥ 0 and a confidence in (0, 1), got {internal_noise} and {confidence}")
-    basis = channels.reshape(-1, channels.shape[-1])
-    v1, v0 = (np.asarray(images, dtype=np.float64).reshape(len(images), -1) @ basis for images in (present, absent))
+    responses = "nyx,nyxp->np" if each_its_own else "nyx,yxp->np"
+    v1, v0 = (np.einsum(responses, images, channels, dtype=np.float64, optimize=True) for images in (present, absent))
     n_channels = v1.shape[1]
     degrees = len(v1) - 1 if ensembles == "paired" else len(v1) + len(v0) - 2
     if degrees < n_channels + SPARE_IMAGES:

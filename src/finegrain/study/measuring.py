@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from finegrain.config import StudyConfig
 from finegrain.equaliser import BandEqualiser
 from finegrain.errors import DataError
-from finegrain.evaluate.lesion import rois_at
+from finegrain.evaluate.lesion import Lesion, rois_at
 from finegrain.evaluate.observer import channelised_hotelling, laguerre_gauss
 from finegrain.evaluate.run import REFERENCE, Row, SpectrumRow, evaluate_slice, slice_spectra
 from finegrain.evaluate.spectra import NPSCurve
@@ -205,14 +205,15 @@ def detectability(config: StudyConfig, methods: list[Method], main: TestSet, out
     """d′ of each lesion under each method: method → one entry per lesion. Methods that cannot be judged are left out.
 
     From what is inserted, noise and what denoising made of both is left: ROIs minus the noise-free image where there is one, else
-    minus the normal dose, whose own noise then counts too. With several seeds, d′ and its interval are means over them.
+    minus the normal dose, whose own noise then counts too. Each slice is seen through channels of its own pixel size. With several
+    seeds, d′ and its interval are means over them.
     """
     sizes = roi_sizes(config, main)
     test = main_test(main)
-    ensembles: dict[str, list[list[tuple[list[NDArray], list[NDArray], list[str]]]]] = {}
+    ensembles: dict[str, list[list[tuple[list[NDArray], list[NDArray], list[Pair]]]]] = {}
     names: list[tuple[str, Method | None]] = [(INPUT, None), *((method.arm.name, method) for method in methods)]
     for name, method in names:
-        found: list[tuple[list[NDArray], list[NDArray], list[str]]] = [([], [], []) for _ in sizes]
+        found: list[tuple[list[NDArray], list[NDArray], list[Pair]]] = [([], [], []) for _ in sizes]
         for pair in test:
             stored = pair.images(main.folder).astype(np.float32)
             anatomy = stored[2] if pair.has_truth else stored[1]
@@ -223,28 +224,27 @@ def detectability(config: StudyConfig, methods: list[Method], main: TestSet, out
                 plain = np.load(denoised_path(method, out, main, pair), allow_pickle=False)
                 with np.load(method.folder(out) / "lesions" / f"{pair.key}.npz", allow_pickle=False) as held:
                     present = [held[key] for key in held.files]
-            for (with_lesion, without, patients), lesion, size, rois in zip(found, lesions_of(config), sizes, present, strict=True):
+            for (with_lesion, without, shown), lesion, size, rois in zip(found, lesions_of(config), sizes, present, strict=True):
                 places = places_of(config, lesion, pair, main.folder)
                 background = rois_at(anatomy, places, size=size)
                 with_lesion.append(rois - background)
                 without.append(rois_at(plain, places, size=size) - background)
-                patients.extend([pair.patient] * len(places))
+                shown.extend([pair] * len(places))
         ensembles.setdefault(name, []).append(found)
-    pixel_mm = float(np.median([pair.pixel_mm for pair in test]))
     results: dict[str, list[dict[str, Any]]] = {}
     for name, seeds in ensembles.items():
         for index, (lesion, size) in enumerate(zip(lesions_of(config), sizes, strict=True)):
-            channels = laguerre_gauss(size, pixel_mm=pixel_mm, width_mm=lesion.diameter_mm / 2, n_channels=CHANNELS)
             label = f"{lesion.diameter_mm:g} mm, {lesion.contrast_hu:+g} HU".replace("-", "−")
             each = []
             for found in seeds:
-                with_lesion, without, patients = found[index]
+                with_lesion, without, shown = found[index]
+                patients = [pair.patient for pair in shown]
                 enough = len(set(patients)) >= FEWEST_PATIENTS_OF_D_PRIME
                 try:
                     judged = channelised_hotelling(
                         np.concatenate(with_lesion),
                         np.concatenate(without),
-                        channels=channels,
+                        channels=_channels(shown, lesion, size),
                         ensembles="paired",
                         patients=patients if enough else None,
                     )
@@ -263,3 +263,12 @@ def detectability(config: StudyConfig, methods: list[Method], main: TestSet, out
                 }
                 results.setdefault(name, []).append(entry)
     return results
+
+
+def _channels(shown: Sequence[Pair], lesion: Lesion, size: int) -> NDArray[np.float64]:
+    """The channels of each ROI, in units that make responses alike at any pixel size. Shape: (n, y, x, channel)."""
+    of_pixel = {
+        pixel_mm: pixel_mm * laguerre_gauss(size, pixel_mm=pixel_mm, width_mm=lesion.diameter_mm / 2, n_channels=CHANNELS)
+        for pixel_mm in {pair.pixel_mm for pair in shown}
+    }
+    return np.stack([of_pixel[pair.pixel_mm] for pair in shown]) if shown else np.empty((0, size, size, CHANNELS))
