@@ -22,6 +22,7 @@ ARROWS = {
     "figures": {"evaluate"},
     "report": {"evaluate", "figures"},
     "physics": {"scan", "evaluate", "figures", "report"},
+    "bench": {"pairs"},
     "sample": set(),
     "demo": {"scan", "simulate", "networks", "denoise", "evaluate", "report", "sample"},
     "study": {"scan", "simulate", "pairs", "networks", "train", "denoise", "evaluate", "figures", "report"},

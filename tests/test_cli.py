@@ -32,7 +32,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    commands = "demo simulate series pairs qc denoise model train evaluate study physics measure-kernel"
+    commands = "demo simulate series pairs bench qc denoise model train evaluate study physics measure-kernel"
     for command in commands.split():
         assert re.search(rf"^\W*{command}\s", done.stdout, re.MULTILINE), command
 
@@ -71,6 +71,8 @@ def test_denoising_the_sample_writes_as_many_slices(tmp_path):
         (["denoise", "{sample}", "{tmp}/out", "--strength", "1.5"], "strength must lie in"),
         (["denoise", "{sample}", "{tmp}/out", "--model", "{tmp}"], "model.json"),
         (["denoise", "{sample}", "{sample}"], "output folder"),
+        (["bench", "--out", "{tmp}/bench", "--of", "v0"], "version of finegrain-bench"),
+        (["bench", "--out", "{tmp}/bench", "--data-root", "{tmp}"], "abdomen-toshiba-tcga-ov"),
         (["demo", "--out", "{tmp}/full"], "not made by the demo"),
         (["demo", "--out", "{tmp}/new", "--dose-fraction", "0"], "dose_fraction"),
         (["study", "{tmp}/no.yaml", "--out", "{tmp}/out"], "cannot read the configuration"),

@@ -362,6 +362,44 @@ def pairs(
 
 
 @app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder of the sets, a store each; what is there is not made again.")],
+    version: Annotated[str, typer.Option("--of", help="Version of the benchmark.")] = "v1",
+    data_root: DataRoot = Path("data"),
+    scans: Annotated[bool, typer.Option(help="Without the real scans, the virtual patients alone need no download.")] = True,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Make finegrain-bench, frozen pairs to train and compare denoisers on, and prove that they are the ones."""
+    from finegrain.bench.run import build_bench, check_bench
+
+    with _progress() as bar:
+        task = bar.add_task("looking for scans", total=None)
+        built = build_bench(
+            version,
+            out,
+            data_root=data_root,
+            with_scans=scans,
+            workers=workers,
+            told=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+        )
+    found = check_bench(version, built, with_scans=scans)
+    if not found.holds:
+        wrong = [
+            f"{len(pairs)} {what} (first: {pairs[0]})"
+            for what, pairs in (("other", found.other), ("missing", found.missing))
+            if pairs
+        ]
+        raise DataError(
+            f"expected the {len(built)} pairs of finegrain-bench {version}, got {' and '.join(wrong)}; no figure on them compares"
+        )
+    print(
+        f"finegrain-bench {version}: {found.identical} pairs to the bit"
+        + (f", {found.rounded} to rounding" if found.rounded else "")
+    )
+    print(f"\nSets: {', '.join(sorted({pair.set for pair in built}))}, below {out}")
+
+
+@app.command()
 def qc(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder that finegrain pairs has built.")],
     out: Annotated[Path | None, typer.Option(help="HTML page to write; STORE/qc.html if not given.")] = None,
@@ -552,7 +590,7 @@ def evaluate(
         bool, typer.Option("--allow-partial", help="Leave out series and slices that a method does not show, however many.")
     ] = False,
     allow_lossy: Annotated[bool, typer.Option("--allow-lossy", help="Take images that were compressed with loss.")] = False,
-    jobs: Annotated[int, typer.Option(help="Processes.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     """Measure anybody's denoised images against the normal dose: tables, tests per patient, report."""
     from finegrain.config import config_of
@@ -587,8 +625,8 @@ def evaluate(
         "allow_lossy": allow_lossy,
     }
     config = config_of(EvaluateConfig, {name: value for name, value in said.items() if value is not None})
-    sources = Sources(reference, {name: Path(path) for name, path in named}, input_path, truth)
-    check_folder(out)
+    sources = Sources(reference, {name: Path(path).expanduser() for name, path in named}, input_path, truth)
+    check_folder(out, json_file=json_file)
     with _progress() as bar:
         task = bar.add_task("starting", total=None)
         found = evaluate_folders(

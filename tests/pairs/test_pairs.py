@@ -21,6 +21,7 @@ from finegrain.pairs.store import Made, locked, put_task
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
 from finegrain.scan.nifti import write_nifti
+from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
 
 
 @settings(max_examples=60, deadline=None)
@@ -339,3 +340,10 @@ def test_lung_is_body_and_the_air_around_is_not():
     lung, air = (generator.normal(mean, 60, (64, 64)).astype(np.int16) for mean in (-860, -1000))
     assert _body_share(lung) > 0.95
     assert _body_share(np.maximum(air, -1024)) < 0.25
+
+
+def test_a_virtual_patient_wider_than_the_others_gets_a_larger_image(tmp_path):
+    wide = PhantomSource(region="thorax", first_seed=10406, patients=1, slices=4, slice_mm=24, split="train")
+    config = PairsConfig(sources=(wide,), size=64, pixel_mm=(5.7, 5.7), test_fraction=0, validation_fraction=0, qc="report")
+    pairs = build_pairs(config, tmp_path / "store", data_root=tmp_path, workers=1)
+    assert pairs[0].columns * pairs[0].pixel_mm > MIN_FIELD_MM["thorax"] + 10

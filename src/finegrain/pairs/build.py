@@ -47,7 +47,7 @@ from finegrain.simulate.fbp import find_kernel
 
 CHUNK = 16
 """Slices of a scan that one worker takes at a time; their pixels are held until their shard is written."""
-FORMAT = 1
+FORMAT = 2
 """Of the store; changes when the same configuration gives other pixels or rows, and every task is then made anew."""
 STAMP, NOTES = "pairs.json", "notes.txt"
 
@@ -94,9 +94,28 @@ class Unit:
                 "stated": (self.scan.dose_fraction, self.scan.noise) if isinstance(self.scan, PairedScan) else (),
                 "numbers": numbers,
             }
-            digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-            name = f"{self.patient}-{digest[:12]}"
-            yield Task(name, config, self.source, self.source_index, self.patient, numbers, self.scan, int(digest[-8:], 16))
+            name = f"{self.patient}-{_digest(decides)[:12]}"
+            # Not of the name's digest, which a new version of the program or a new setting changes: what was drawn once can be
+            # drawn again, years later.
+            draws = (config.seed, self.patient, _drawn_for(self.source), _instances(self.scan, numbers) if self.scan else numbers)
+            seed = int(_digest(draws)[-8:], 16)
+            yield Task(name, config, self.source, self.source_index, self.patient, numbers, self.scan, seed)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _drawn_for(source: Source) -> Any:
+    """What of a source gives other random numbers: all of a phantom that one virtual patient may be made with."""
+    return (source.region, source.slices, source.slice_mm, source.noise) if isinstance(source, PhantomSource) else source.kind
+
+
+def _instances(scan: Series | PairedScan, numbers: Sequence[int]) -> Any:
+    """What names these slices, however their files were written."""
+    if isinstance(scan, ScanSeries) and scan.kind == "dicom" and len(scan.instance_uids) == len(scan):
+        return [scan.instance_uids[number] for number in numbers]
+    return scan.fingerprint, numbers
 
 
 def _identity(scan: Series | PairedScan, numbers: Sequence[int]) -> Any:

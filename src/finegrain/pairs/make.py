@@ -27,11 +27,12 @@ from finegrain.pairs.region import slice_features
 from finegrain.pairs.store import Made, put_task
 from finegrain.scan.series import ScanSeries
 from finegrain.scan.volume import CTVolume
-from finegrain.simulate.acquire import Scanner, matching_exposure, scanner_of
+from finegrain.simulate.acquire import BODY_HU, MOST_OUTSIDE, Scanner, matching_exposure, scanner_of
 from finegrain.simulate.dose import Exposure, scanner_settings
 from finegrain.simulate.fbp import ReconKernel, find_kernel, kernel_of_header, resample_and_rekernel
+from finegrain.simulate.geometry import pixels_from_isocentre
 from finegrain.simulate.phantom import VirtualPatient
-from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM
+from finegrain.simulate.phantom.anatomy import MIN_FIELD_MM, PhantomVolume
 
 PHANTOM_SLICE_MM = 3.0
 """Slice thickness that the photons of a phantom scan are those of: it sets how much read-out noise they come with."""
@@ -168,11 +169,8 @@ def _phantom_pairs(task: Task) -> Iterator[_Slice]:
     assert isinstance(source, PhantomSource)
     generator = np.random.default_rng(task.seed)
     pixel_mm = float(generator.uniform(*config.pixel_mm))
-    # A body that is cut by the field of view cannot be projected, so small pixels need more of them.
-    size = max(config.size, 2 * math.ceil(MIN_FIELD_MM[source.region] / pixel_mm / 2 + 1))
-    anatomy = VirtualPatient(seed=task.numbers[0], region=source.region).slices(
-        source.slices, size=size, pixel_mm=pixel_mm, slice_mm=source.slice_mm
-    )
+    anatomy = _whole_body(task, pixel_mm)
+    size = anatomy.hu.shape[-1]
     for number, hu in enumerate(anatomy.hu):
         draw = _Draw.make(config, generator)
         photons = float(np.exp(generator.uniform(*np.log(config.photons))))
@@ -194,6 +192,20 @@ def _phantom_pairs(task: Task) -> Iterator[_Slice]:
             "seed": task.seed,
         }
         yield _Slice(number, 0, (scanned.low_dose, scanned.normal_dose, scanned.truth), None, facts)
+
+
+def _whole_body(task: Task, pixel_mm: float) -> PhantomVolume:
+    """A virtual patient in as many pixels as it needs: a body that is cut by the field of view cannot be projected."""
+    source = task.source
+    assert isinstance(source, PhantomSource)
+    patient = VirtualPatient(seed=task.numbers[0], region=source.region)
+    size = max(task.config.size, 2 * math.ceil(MIN_FIELD_MM[source.region] / pixel_mm / 2 + 1))
+    while True:
+        anatomy = patient.slices(source.slices, size=size, pixel_mm=pixel_mm, slice_mm=source.slice_mm)
+        outside = (anatomy.hu > BODY_HU) & (pixels_from_isocentre(size) > (size - 1) / 2)
+        if outside.mean(axis=(1, 2)).max() <= MOST_OUTSIDE:
+            return anatomy
+        size += 2 * math.ceil(size / 40)  # a few are wider than the field that the others need
 
 
 def _simulated_pairs(task: Task, number: int, read: Callable[[int], CTVolume], left_out: list[str]) -> Iterator[_Slice]:

@@ -28,6 +28,8 @@ from finegrain.simulate.spectrum import Spectrum, split_materials
 
 BODY_HU = -300.0
 """What is brighter counts as body where it matters whether the rays see all of it."""
+MOST_OUTSIDE = 1e-4
+"""Share of a slice's pixels that may be brighter beyond the field of view; a default, taken from nowhere."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Scanner:
         radius = pixels_from_isocentre(hu.shape[-1]) * pixel_mm
         field_mm = min((size - 1) * pixel_mm, self.beam.fan.field_of_view_mm)
         outside = (np.asarray(hu) > BODY_HU) & (radius > field_mm / 2)
-        if outside.mean() > 1e-4:
+        if outside.mean() > MOST_OUTSIDE:
             raise GeometryError(
                 f"the body reaches {radius[outside].max():.0f} mm from the isocentre, the field of view of {field_mm:.0f} mm "
                 f"ends at {field_mm / 2:.0f} mm; take a larger image (or margin), or a smaller or better centred object"

@@ -49,7 +49,7 @@ Z_RANGE_MM: dict[Region, tuple[float, float]] = {
 """Lowest and highest z that is modelled; trunk and each other region have coordinates of their own."""
 
 MIN_FIELD_MM: dict[Region, float] = {"thorax": 358.0, "abdomen": 358.0, "head": 230.0, "pelvis": 400.0, "shoulder": 480.0}
-"""The largest patient needs this field of view in each region; a body cut by the field cannot be projected."""
+"""The field of view that nearly every patient needs in each region; a body that is cut by the field cannot be projected."""
 
 
 @dataclass(frozen=True)
