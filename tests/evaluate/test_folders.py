@@ -169,6 +169,28 @@ def test_a_folder_of_something_else_is_refused_and_an_earlier_evaluation_replace
     assert {"results.json", "slices.csv", "patients.csv", "config.yaml", "provenance.json"} <= {one.name for one in other.iterdir()}
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_folder(tmp_path / "file" / "out")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_folder(tmp_path / "out", json_file=tmp_path / "file" / "a.json")
+    with pytest.raises(ConfigError, match="give a file with --json"):
+        check_folder(tmp_path / "out", json_file=tmp_path)
+    check_folder(tmp_path / "new" / "out", json_file=tmp_path / "another" / "a.json")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_slices_in_which_the_protocol_counts_no_pixel_are_not_shown(tmp_path):
+    hu = patient_hu(1, 3)
+    hu[0] = np.random.default_rng(0).normal(-1000, 5, hu[0].shape)
+    reference = write_dicom(tmp_path / "a", hu, Z_MM[:3])
+    ours = write_dicom(tmp_path / "b", hu + np.int16(3) * (np.arange(SIDE) % 2 == 0).astype(np.int16), Z_MM[:3])
+    found = evaluated(tmp_path, Sources(reference, {"ours": ours}), protocols=("abdomen-40/400-body",))
+    assert math.isnan(found.rows[0]["metrics"]["psnr_db[abdomen-40/400-body]"])
+    assert {view.slice for view in found.views} == {1, 2}
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -181,6 +203,9 @@ def test_a_folder_of_something_else_is_refused_and_an_earlier_evaluation_replace
         ({"band": (0.9, 0.4)}, "0 ≤ low < high"),
         ({"band_unit": "hertz"}, "band_unit"),
         ({"patients_by": "name"}, "patients_by"),
+        ({"candidates": ("a\nb",)}, "can be printed"),
+        ({"candidates": ("a\udcff",)}, "can be printed"),
+        ({"title": "\x1b[31m"}, "can be printed"),
     ],
 )
 def test_an_impossible_configuration_is_refused(said, told):
@@ -193,6 +218,8 @@ def test_a_configuration_stores_what_was_left_open():
     assert config.proposed == "a" and config.baselines == ("low dose", "b") and len(config.protocols) == 3
     assert config_of(EvaluateConfig, config.model_dump()) == config
     assert config_of(EvaluateConfig, {"candidates": ("a", "b"), "proposed": "b"}).baselines == ("a",)
+    twice = config_of(EvaluateConfig, {"candidates": ("a", "b"), "baselines": ("b", "b"), "protocols": ("red-cnn", "red-cnn")})
+    assert twice.baselines == ("b",) and twice.protocols == ("red-cnn",)
 
 
 def _run(*arguments):

@@ -74,6 +74,33 @@ def test_pixels_swapped_between_two_patients_are_found_out_against_their_headers
         pair_methods(images(tmp_path / "reference", "reference"), {"ours": images(tmp_path / "ours")})
 
 
+TURNED = {
+    "mirrored left to right": lambda hu: hu[:, :, ::-1],
+    "upside down": lambda hu: hu[:, ::-1],
+    "turned by 180°": lambda hu: hu[:, ::-1, ::-1],
+    "in reverse order": lambda hu: hu[::-1],
+    "one slice further up": lambda hu: np.roll(hu, 1, axis=0),
+    "one slice further down": lambda hu: np.roll(hu, -1, axis=0),
+}
+
+
+@pytest.mark.parametrize("way", TURNED)
+def test_an_array_that_was_turned_without_its_header_is_found_out(tmp_path, images, way):
+    """Organs like those of a long scan, of which slices far apart and mirrored ones are still alike."""
+    reference = images(write_dicom(tmp_path / "a", patient_hu(1)), "reference")
+    turned = np.ascontiguousarray(TURNED[way](patient_hu(1, noise=40)))
+    with refused(f"ours fits reference if it is taken {way}"):
+        pair_methods(reference, {"ours": images(write_nifti(tmp_path / "b.nii", turned))})
+
+
+def test_noise_alone_never_looks_like_another_order(tmp_path, images):
+    y, x = np.mgrid[:SIDE, :SIDE]
+    water = np.where(np.hypot(y - SIDE / 2, x - SIDE / 2) < 40, 0, -1000)
+    first, second = (np.round(water + np.random.default_rng(k).normal(0, 90, (10, SIDE, SIDE))).astype(np.int16) for k in (1, 2))
+    ours = images(write_nifti(tmp_path / "b.nii", second))
+    assert len(pair_methods(images(write_dicom(tmp_path / "a", first), "reference"), {"ours": ours}).cases) == 1
+
+
 def test_images_of_another_patient_alone_are_refused(tmp_path, images):
     reference = images(write_nifti(tmp_path / "a.nii", patient_hu(1)), "reference")
     with refused("ours shows something else than reference .* give the same patient"):
@@ -153,7 +180,7 @@ def test_a_missing_patient_is_refused_or_left_out_and_told(tmp_path, images):
         write_dicom(tmp_path / "reference" / name, patient_hu(seed), patient_id=name)
     reference = images(tmp_path / "reference", "reference")
     ours = images(write_dicom(tmp_path / "ours", patient_hu(1, noise=20), patient_id="alice"))
-    with refused(r"ours: expected images in the place of reference, series 2 of 2 .* found none"):
+    with refused(r"ours: expected images in the place of reference, series 2 of 2 .* found one that fits another"):
         pair_methods(reference, {"ours": ours})
     cases, notes = pair_methods(reference, {"ours": ours}, allow_partial=True)
     assert len(cases) == 1 and any("series 2 of 2" in note and "left out" in note for note in notes)
@@ -199,6 +226,10 @@ def test_constant_images_are_refused(tmp_path, images):
     ours = images(write_nifti(tmp_path / "b.nii", np.zeros((10, SIDE, SIDE), np.int16)))
     with refused("ours is constant, 0 HU everywhere"):
         pair_methods(reference, {"ours": ours})
+    hu = patient_hu(1)
+    hu[4] = -1000
+    with refused("ours has a constant slice"):
+        pair_methods(reference, {"ours": images(write_nifti(tmp_path / "c.nii", hu))})
 
 
 @pytest.mark.parametrize("axes", ["LPS", "SLP"])
@@ -268,3 +299,42 @@ def test_a_series_that_links_two_patients_makes_them_one(tmp_path, images):
         ("patient-1", 3),
         ("patient-2", 1),
     ]
+
+
+@pytest.mark.parametrize("whose", [("VENDOR", "VENDOR"), ("SECRET-2", "SECRET-1")])
+def test_a_methods_headers_do_not_make_those_one_whom_the_reference_tells_apart(tmp_path, images, whose):
+    for n in (1, 2):  # slices apart, so that place alone pairs them
+        z_mm = [100 * n + z for z in Z_MM]
+        write_dicom(tmp_path / "reference" / str(n), patient_hu(n), z_mm, patient_id=f"SECRET-{n}", StudyInstanceUID="1.2.3.9")
+        write_dicom(
+            tmp_path / "ours" / str(n), patient_hu(n, noise=20), z_mm, patient_id=whose[n - 1], StudyInstanceUID=f"1.2.3.{n}"
+        )
+    cases, _ = pair_methods(images(tmp_path / "reference", "reference"), {"ours": images(tmp_path / "ours")})
+    assert [case.patient for case in cases] == ["patient-1", "patient-2"]
+
+
+@pytest.mark.parametrize("kernel", ["B30f", "D45f"])
+def test_a_series_that_fits_two_of_the_reference_is_refused(tmp_path, images, kernel):
+    for name, noise in (("1", 0), ("2", 5)):
+        write_dicom(tmp_path / "reference" / name, patient_hu(1, noise=noise), kernel="B30f" if noise else kernel)
+    ours = images(write_nifti(tmp_path / "ours.nii", patient_hu(1, noise=20)))
+    with refused("ours fits reference, series 1 of 2 and reference, series 2 of 2 equally well"):
+        pair_methods(images(tmp_path / "reference", "reference"), {"ours": ours})
+
+
+@pytest.mark.parametrize("mark", [-2000, 32767])
+def test_padding_below_or_above_the_ct_scale_is_air(tmp_path, images, mark):
+    hu = patient_hu(1)
+    hu[:, :5, :5] = mark
+    (one,) = images(write_dicom(tmp_path / "a", hu, PixelPaddingValue=mark))
+    shown = one.slice_hu(3)
+    assert shown[:5, :5].max() <= -1024 and (shown[5:] == hu[3, 5:]).all()
+
+
+def test_a_slice_whose_pixels_are_cut_off_is_told_by_its_method_without_uid(tmp_path, images):
+    folder = write_dicom(tmp_path / "a", patient_hu(1))
+    (one,) = images(folder)
+    cut = sorted(folder.iterdir())[4]
+    cut.write_bytes(cut.read_bytes()[:-5000])
+    with refused(r"^ours: instance 5 is truncated"):
+        one.slice_hu(4)

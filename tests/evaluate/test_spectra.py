@@ -1,7 +1,5 @@
 """Spectra compared: known gains and filters give known distances and ratios; sums pool; intervals cover."""
 
-import json
-
 import numpy as np
 import pytest
 from noise_samples import PIXEL_MM, SIZE, filtered, ramp, white
@@ -14,15 +12,11 @@ from finegrain.evaluate.spectra import (
     noise_of_difference,
     noise_of_repeats,
     nps_interval,
-    nps_log10_distance,
     nps_log_distance,
     nps_log_distance_floor,
     nps_pair_interval,
-    nps_shape_log10_distance,
     nps_shape_log_distance,
     nps_standard_error,
-    nps_sums,
-    nps_sums_from_json,
     on_common_frequencies,
     uniform_patches,
 )
@@ -128,33 +122,6 @@ def test_a_linear_filter_multiplies_the_spectrum_by_its_square_and_sets_both_rat
     assert noise_magnitude_ratio(soft, sharp) == pytest.approx((width / 0.35) ** 1.5, rel=0.03)
 
 
-def test_the_decade_distances_are_the_natural_ones_over_ln_ten():
-    a = radial_nps(nps_2d(filtered(white(50), ramp), pixel_mm=PIXEL_MM))
-    b = radial_nps(nps_2d(10 * white(50, seed=1), pixel_mm=PIXEL_MM))
-    tenfold = radial_nps(nps_2d(np.sqrt(10) * filtered(white(50), ramp), pixel_mm=PIXEL_MM))
-    assert nps_log10_distance(a, tenfold) == pytest.approx(1)
-    assert nps_shape_log10_distance(a, tenfold) == pytest.approx(0, abs=1e-9)
-    assert nps_shape_log10_distance(a, b) == pytest.approx(nps_shape_log_distance(a, b) / np.log(10))
-
-
-def test_pooled_sums_give_the_spectrum_of_all_patches_at_once():
-    rois = white(30) + 40
-    parts = [nps_sums(part, pixel_mm=PIXEL_MM, detrend="linear") for part in (rois[:5], rois[5:18], rois[18:])]
-    pooled = parts[0] + parts[1] + nps_sums_from_json(json.loads(json.dumps(parts[2].to_json())))
-    power = periodograms(rois, pixel_mm=PIXEL_MM, detrend="linear")
-    direct = nps_2d(rois, pixel_mm=PIXEL_MM, detrend="linear")
-    assert pooled.nps().power == pytest.approx(direct.power)
-    assert pooled.nps().variance == pytest.approx(direct.variance)
-    assert pooled.nps().n_rois == 30
-    assert pooled.standard_error() == pytest.approx(nps_standard_error(power), rel=1e-6)
-    with pytest.raises(DataError, match="cannot pool"):
-        parts[0] + nps_sums(rois, pixel_mm=0.5)
-    with pytest.raises(DataError, match="n_rois"):
-        nps_sums_from_json({"pixel_mm": 1})
-    with pytest.raises(DataError, match="do not fit"):
-        nps_sums_from_json({"pixel_mm": 1, "n_rois": 2, "power": [[1.0]], "ring_squares": [1.0, 2.0]})
-
-
 def test_the_powers_of_the_rings_average_to_the_radial_spectrum():
     power = periodograms(white(9), pixel_mm=PIXEL_MM)
     assert ring_powers(power).mean(axis=0) == pytest.approx(radial_nps(mean_nps(power, pixel_mm=PIXEL_MM)).power)
@@ -166,7 +133,6 @@ def test_the_standard_error_is_the_scatter_of_repeated_measurements():
     ratio = np.mean(errors, axis=0) / np.std(spectra, axis=0)
     assert ratio.mean() == pytest.approx(1, abs=0.05)
     assert np.isnan(nps_standard_error(periodograms(white(1), pixel_mm=PIXEL_MM))).all()
-    assert np.isnan(nps_sums(white(1), pixel_mm=PIXEL_MM).standard_error()).all()
 
 
 def test_the_intervals_cover_the_known_values():

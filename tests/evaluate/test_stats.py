@@ -8,6 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from finegrain.errors import DataError
+from finegrain.evaluate.paired_tests import dz_interval
 from finegrain.evaluate.stats import (
     BCA_FROM,
     compare_paired,
@@ -214,6 +215,22 @@ def test_the_interval_of_dz_leaves_two_and_a_half_percent_on_either_side(n, shif
     assert noncentral_t_cdf(t, n - 1, result.dz_low * np.sqrt(n)) == pytest.approx(0.975, abs=1e-5)
     assert noncentral_t_cdf(t, n - 1, result.dz_high * np.sqrt(n)) == pytest.approx(0.025, abs=1e-5)
     assert (result.dz_low > 0 or result.dz_high < 0) == (result.t_p < 0.05)
+
+
+def test_without_a_patient_the_verdict_says_that_there_is_none():
+    found = compare_with_each([31.0, 32.0], {"same": [np.inf, np.inf], "other": [30.0, 30.5]})
+    assert found["same"].verdict() == "not testable: no patient has both values"
+    assert "2 patients can reach no p" in found["other"].verdict()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("n", [3, 12])
+def test_the_interval_of_a_huge_dz_is_that_of_the_sd_and_ends(n, sign):
+    """Differences that are nearly alike, as of two phantoms: beyond a t of some 100,000 the library's function never returns."""
+    dz = sign * np.array([2e3, 2e4, 1e8]) * np.sqrt(3 / n)
+    relative = np.array([dz_interval(float(one), n) / one for one in dz])
+    assert relative[1] == pytest.approx(relative[0], rel=2e-3) and relative[2] == pytest.approx(relative[1])
+    assert compare_paired(1e3 + 1e-6 * np.arange(n), np.zeros(n)).dz_low > 0
 
 
 def test_hedges_gz_is_unbiased_where_cohens_dz_is_too_large():

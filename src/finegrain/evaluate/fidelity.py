@@ -154,16 +154,12 @@ PROTOCOLS = {
 }
 """Every protocol by its name, with centre/width in HU where it is a display window; the name travels with each result."""
 
-OTHER_NAMES = {"mayo-abdomen-40/400": "abdomen-40/400"}
-"""Names by which a protocol may be asked for; results carry its own name."""
-
 
 def protocol_named(name: str) -> Protocol:
     """The protocol of that name. Raises: ConfigError that lists those there are."""
-    own_name = OTHER_NAMES.get(name, name)
-    if own_name not in PROTOCOLS:
+    if name not in PROTOCOLS:
         raise ConfigError(f"no protocol {name!r}; choose from {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[own_name]
+    return PROTOCOLS[name]
 
 
 # --- what is compared --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -106,13 +107,17 @@ class EvaluateConfig(Config):
         proposed = values.get("proposed") or values["candidates"][0]
         others = (*((INPUT,) if values.get("has_input") else ()), *values["candidates"])
         baselines = values.get("baselines") or tuple(name for name in others if name != proposed)
-        return {**values, "proposed": proposed, "baselines": baselines}
+        protocols = values.get("protocols") or PROTOCOLS
+        once = {"baselines": tuple(dict.fromkeys(baselines)), "protocols": tuple(dict.fromkeys(protocols))}
+        return {**values, "proposed": proposed, **once}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         names = self.candidates
         if len(set(names)) < len(names) or not all(name.strip() for name in names):
             raise ValueError(f"each candidate needs a name of its own, got {', '.join(names)}")
+        if not all(text.isprintable() for text in (self.title, *names)):
+            raise ValueError("expected a title and names that can be printed, got a line break or another control character")
         if taken := {REFERENCE, INPUT, TRUTH}.intersection(names):
             raise ValueError(f"the name {taken.pop()!r} means other images; choose another")
         if self.proposed not in names:
@@ -482,7 +487,11 @@ def _notes_on_pixels(config: EvaluateConfig, patients: Mapping[str, Sequence[Map
 def _views(config: EvaluateConfig, cases: Sequence[Case], rows: Sequence[SliceRow]) -> list[SliceImages]:
     """The slices on which the proposed method has the lowest, the middle and the highest PSNR of the first protocol."""
     key = f"psnr_db[{config.protocols[0]}]"
-    ranked = sorted((row for row in rows if row["method"] == config.proposed), key=lambda row: row["metrics"][key])
+    measured = (row for row in rows if row["method"] == config.proposed)
+    known = (row for row in measured if not math.isnan(row["metrics"][key]))  # the protocol's mask may find no body
+    ranked = sorted(known, key=lambda row: row["metrics"][key])
+    if not ranked:
+        return []
     chosen = {0: "lowest", (len(ranked) - 1) // 2: "median", len(ranked) - 1: "highest"}
     by_name = {(case.patient, case.series): case for case in cases}
     views = []
@@ -499,11 +508,21 @@ def _views(config: EvaluateConfig, cases: Sequence[Case], rows: Sequence[SliceRo
 # --- files ---------------------------------------------------------------------------------------------------------------
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Path, *, json_file: Path | None = None) -> None:
     """Refuse a folder to write to unless it is new, empty, or an earlier evaluation's, of which only its own files are replaced.
 
-    Raises: ConfigError for a file, or a folder that holds anything else.
+    Args:
+        json_file: where results.json goes once more.
+
+    Raises: ConfigError for a file, a folder that holds anything else, or a place that cannot be written to.
     """
+    if json_file is not None and json_file.is_dir():
+        raise ConfigError(f"{json_file} is a folder; give a file with --json")
+    for path in (out, *([json_file] if json_file else [])):
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        blocked = next((one for one in path.absolute().parents if one.exists() and not one.is_dir()), None)
+        if blocked is not None or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"{path} cannot be written; give another place")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give a folder with --out")
     if out.is_dir() and not (out / MARK).is_file() and any(one.name != UNPACKED for one in out.iterdir()):

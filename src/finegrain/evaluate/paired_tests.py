@@ -11,6 +11,9 @@ from scipy import special, stats
 EXACT_UP_TO = 16
 """Patients up to which every pattern of signs is counted: 65,536 patterns take some milliseconds."""
 
+CERTAIN_T = 1e4
+"""Size of t from which its own error counts for nothing beside that of the SD; far beyond, the library's function never ends."""
+
 NAN = float("nan")
 
 
@@ -55,6 +58,9 @@ def _exact_sign_flip_p(values: NDArray[np.float64]) -> float:
 
 def dz_interval(dz: float, n: int) -> tuple[float, float]:
     """The d_z under which the t found lies at the upper and at the lower 2.5 % of its noncentral distribution."""
+    if abs(dz) * math.sqrt(n) > CERTAIN_T:
+        ends = sorted(dz * math.sqrt(stats.chi2.ppf(probability, n - 1) / (n - 1)) for probability in (0.025, 0.975))
+        return float(ends[0]), float(ends[1])
     low, high = (special.nctdtrinc(n - 1, probability, dz * math.sqrt(n)) / math.sqrt(n) for probability in (0.975, 0.025))
     return float(low), float(high)
 

@@ -13,15 +13,15 @@ mean frequency over the radial curve, ∫ f·NPS df / ∫ NPS df (as AAPM Report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.errors import DataError
-from finegrain.noise_power import NPS2D, Detrend, RadialNPS, mean_nps, nps_2d, periodograms, radial_curve, radial_nps, ring_powers
+from finegrain.noise_power import RadialNPS, mean_nps, nps_2d, radial_curve, radial_nps, ring_powers
 
 LOW_PER_MM, HIGH_PER_MM = 0.05, 0.55
 """Interval of the log distances in cycles/mm; ours: below it detrending and anatomy rule, above it most kernels leave nothing."""
@@ -49,72 +49,6 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class NPSSums:
-    """What is kept of many ROIs so that they pool into one spectrum: sums that add up over slices and patients.
-
-    Attributes:
-        pixel_mm: pixel size that all ROIs share.
-        n_rois: how many were added.
-        power: sum of their periodograms, HU²·mm², zero frequency first, shape (y, x).
-        ring_squares: sum of the squares of their ring powers, shape (ring,): what the standard error needs.
-    """
-
-    pixel_mm: float
-    n_rois: int
-    power: NDArray[np.float64]
-    ring_squares: NDArray[np.float64]
-
-    def __add__(self, other: NPSSums) -> NPSSums:
-        """The sums of both. Raises: DataError if their ROIs differ in size or pixel: put the curves on one axis instead."""
-        if self.power.shape != other.power.shape or not np.isclose(self.pixel_mm, other.pixel_mm, rtol=1e-6):
-            raise DataError(
-                f"cannot pool ROIs of {len(self.power)} pixels of {self.pixel_mm} mm with {len(other.power)} of {other.pixel_mm}; "
-                "put their radial spectra on one axis with on_common_frequencies"
-            )
-        return NPSSums(self.pixel_mm, self.n_rois + other.n_rois, self.power + other.power, self.ring_squares + other.ring_squares)
-
-    def nps(self) -> NPS2D:
-        """The spectrum of all ROIs added so far."""
-        mean = mean_nps(self.power[None] / self.n_rois, pixel_mm=self.pixel_mm)
-        return NPS2D(mean.power, mean.frequency_per_mm, mean.variance, self.n_rois)
-
-    def standard_error(self) -> NDArray[np.float64]:
-        """As `nps_standard_error`, from the sums. Shape: (ring,); NaN for a single ROI."""
-        mean = ring_powers(self.power[None])[0] / self.n_rois
-        if self.n_rois < 2:
-            return np.full(mean.shape, np.nan)
-        spread = np.maximum(self.ring_squares / self.n_rois - mean**2, 0)
-        return np.asarray(np.sqrt(spread / (self.n_rois - 1)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers and lists; `nps_sums_from_json` reads them back without loss."""
-        return {
-            "pixel_mm": self.pixel_mm,
-            "n_rois": self.n_rois,
-            "power": self.power.tolist(),
-            "ring_squares": self.ring_squares.tolist(),
-        }
-
-
-def nps_sums(rois_hu: NDArray, *, pixel_mm: float, detrend: Detrend = "mean") -> NPSSums:
-    """The sums of an ensemble of square ROIs, to be added to those of others. Shape: rois_hu (n, y, x) with y = x."""
-    power = periodograms(rois_hu, pixel_mm=pixel_mm, detrend=detrend)
-    return NPSSums(pixel_mm, len(power), power.sum(axis=0), np.square(ring_powers(power)).sum(axis=0))
-
-
-def nps_sums_from_json(data: Mapping[str, Any]) -> NPSSums:
-    """What `NPSSums.to_json` wrote. Raises: DataError if a part is missing or the shapes do not fit."""
-    try:
-        power, ring_squares = (np.asarray(data[key], dtype=np.float64) for key in ("power", "ring_squares"))
-        sums = NPSSums(float(data["pixel_mm"]), int(data["n_rois"]), power, ring_squares)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"expected pixel_mm, n_rois, power and ring_squares of a spectrum's sums; {error}") from error
-    if power.ndim != 2 or power.shape[0] != power.shape[1] or ring_squares.shape != (len(power) // 2,) or sums.n_rois < 1:
-        raise DataError(f"sums of {sums.n_rois} ROIs with power {power.shape} and rings {ring_squares.shape} do not fit each other")
-    return sums
-
-
 NPS_AXIS_PER_MM = np.round(np.arange(0.04, 0.801, 0.02), 2)
 """Frequencies on which the spectra of slices of unlike pixels are put together, cycles/mm."""
 
@@ -126,7 +60,7 @@ class NPSCurve:
     Attributes:
         n_rois: patches that were averaged.
         variance: integral of their two-dimensional spectrum, HU².
-        power: HU²·mm² at each frequency of the axis; NaN beyond the slice's own Nyquist frequency.
+        power: HU²·mm² at each frequency of the axis; below the lowest ring its power, NaN beyond the slice's own Nyquist frequency.
     """
 
     n_rois: int
@@ -327,16 +261,6 @@ def nps_shape_log_distance(a: RadialNPS, b: RadialNPS, *, low: float = LOW_PER_M
     """As `nps_log_distance` after either spectrum was scaled to unit area in the interval: shape alone, no level."""
     power_a, power_b = _shared(a, b, low, high)
     return _log_distance(power_a / max(power_a.mean(), 1e-300), power_b / max(power_b.mean(), 1e-300))
-
-
-def nps_log10_distance(a: RadialNPS, b: RadialNPS, *, low: float = LOW_PER_MM, high: float = HIGH_PER_MM) -> float:
-    """`nps_log_distance` in decades: mean |log10(a/b)|, smaller by the factor 2.303."""
-    return nps_log_distance(a, b, low=low, high=high) / float(np.log(10))
-
-
-def nps_shape_log10_distance(a: RadialNPS, b: RadialNPS, *, low: float = LOW_PER_MM, high: float = HIGH_PER_MM) -> float:
-    """`nps_shape_log_distance` in decades: shape alone, mean |log10(a/b)|."""
-    return nps_shape_log_distance(a, b, low=low, high=high) / float(np.log(10))
 
 
 def nps_log_distance_floor(

@@ -102,6 +102,8 @@ class PairedComparison:
 
     def verdict(self, alpha: float = ALPHA) -> str:
         """One sentence that a reader may quote; it never claims what n patients cannot show."""
+        if self.n == 0:
+            return f"not testable: {self.reason}"
         if not self.can_reach(alpha):
             family = f" (× {self.n_comparisons} comparators)" if self.n_comparisons > 1 else ""
             return (

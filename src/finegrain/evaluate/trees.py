@@ -5,22 +5,19 @@ DICOM is read file by file. A volume in one file is unpacked once, so that no mo
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.errors import DataError, ScanError
+from finegrain.hu import HURange
 from finegrain.pairs.collections.found import without_uids
 from finegrain.pairs.collections.pseudonym import is_placeholder
 from finegrain.scan.grid import reason
-from finegrain.scan.headers import LeftOut, SliceHeader, StackKey, files_below, read_headers, tolerate_sloppy_headers
 from finegrain.scan.nifti import nifti_grid
-from finegrain.scan.series import ScanSeries, find_series, kind_of, series_of_stack, stack_in_words
+from finegrain.scan.series import ScanSeries, find_series
 
 SLAB = 8
 """Slices of a volume that are unpacked at a time; a default, taken from nowhere."""
@@ -33,7 +30,6 @@ class Images:
     Attributes:
         series: where its slices lie.
         name: what messages call it; safe to show.
-        study_uid: StudyInstanceUID, to pair by; private, empty for a format that has none.
         folder: the sub-folder of the tree, right below its root, that it lies in; private, empty for a file in the root.
         unpacked: where the slices of a volume in one file were written one after the other, float32; None for DICOM.
         allow_lossy: take images that were once compressed with loss.
@@ -41,7 +37,6 @@ class Images:
 
     series: ScanSeries = field(repr=False)
     name: str
-    study_uid: str = field(default="", repr=False)
     folder: str = field(default="", repr=False)
     unpacked: Path | None = field(default=None, repr=False)
     allow_lossy: bool = False
@@ -52,13 +47,18 @@ class Images:
     @property
     def identities(self) -> frozenset[tuple[str, str]]:
         """Whose images the headers say they are: patient and study, if told. Private."""
-        told = {("study", self.study_uid)} if self.study_uid else set()
+        told = {("study", self.series.study_uid)} if self.series.study_uid else set()
         return frozenset(told if is_placeholder(self.series.patient_id) else told | {("patient", self.series.patient_id.strip())})
 
     def slice_hu(self, number: int) -> NDArray[np.float32]:
-        """One slice in HU. Shape: (y, x). Raises: ScanError if it can no longer be read."""
+        """One slice in HU, padding above the CT scale as air. Shape: (y, x). Raises: DataError if it cannot be read."""
         if self.unpacked is None:
-            return self.series.read(slice(number, number + 1), allow_lossy=self.allow_lossy).hu[0]
+            try:
+                volume = self.series.read(slice(number, number + 1), allow_lossy=self.allow_lossy)
+            except ScanError as error:
+                raise DataError(f"{self.name}: {without_uids(str(error))}") from None
+            # A mark above the scale would be taken for metal; one below it counts as air anyway, one within may be tissue too.
+            return np.where(volume.padding[0] & (volume.hu[0] > HURange().high), np.float32(HURange().low), volume.hu[0])
         size = int(np.prod(self.series.shape))
         # Not mapped into memory: pages of a mapped file count as held until the system takes them back.
         values = np.fromfile(self.unpacked, np.float32, size, offset=4 * size * number)
@@ -76,56 +76,19 @@ def find_images(path: Path, name: str, *, scratch: Path, allow_lossy: bool = Fal
     """
     if not path.exists():
         raise DataError(f"{name}: expected a folder or file with CT images, found nothing at its path; check it")
-    found: list[tuple[ScanSeries, str]] = []
-    left_out: list[str] = []
-    stacks: dict[StackKey, list[SliceHeader]] = {}
-    skipped = Counter[str]()
-    with tolerate_sloppy_headers():
-        for file, words in files_below(path):
-            try:
-                if kind_of(file) != "dicom":
-                    of_file, refused = find_series(file)
-                    found += [(one, "") for one in of_file]
-                    left_out += [line.replace("file 1 of 1 (in order of name)", words) for line in refused]
-                    continue
-                for header in read_headers(file, words) or ():
-                    if isinstance(header, LeftOut):
-                        skipped[header.reason] += 1
-                    else:
-                        stacks.setdefault(header.key, []).append(header)
-            except ScanError as error:
-                left_out.append(str(error))
-        for stack in stacks.values():
-            of_stack, refused = _series_of(stack)
-            found += of_stack
-            left_out += refused
-    left_out += [f"{n} × {why}" for why, n in skipped.items()]
-    left_out = [f"{name}: left out: {without_uids(line)}" for line in left_out]
+    found, left_out = find_series(path, allow_own_output=True)
+    left_out = [without_uids(line) for line in left_out]
     if not found:
-        raise DataError(left_out[0] if left_out else f"{name}: expected CT images (DICOM, NIfTI, NRRD), found none; check its path")
-    numbers = count(1)
+        why = left_out[0] if left_out else "check its path"
+        raise DataError(f"{name}: expected CT images (DICOM, NIfTI, NRRD, MetaImage), found none; {why}")
     images: list[Images] = []
-    for one, study_uid in sorted(found, key=lambda pair: pair[0].files[0]):
-        label = name if len(found) == 1 else f"{name}, series {next(numbers)} of {len(found)}"
+    for number, one in enumerate(sorted(found, key=lambda series: series.files[0]), start=1):
+        label = name if len(found) == 1 else f"{name}, series {number} of {len(found)}"
         inner = one.files[0].relative_to(path).parts if path.is_dir() else ()
         folder = inner[0] if len(inner) > 1 else ""
-        unpacked = None if one.kind == "dicom" else _unpacked(one, label, scratch / f"{len(images)}.f32")
-        images.append(Images(one, label, study_uid, folder, unpacked, allow_lossy))
-    return images, left_out
-
-
-def _series_of(stack: Sequence[SliceHeader]) -> tuple[list[tuple[ScanSeries, str]], list[str]]:
-    """The series of one stack and its StudyInstanceUID; one for each folder where several scans go by the same UIDs."""
-    try:
-        return [(series_of_stack(stack), stack[0].study_uid)], []
-    except ScanError as error:
-        folders: dict[Path, list[SliceHeader]] = {}
-        for header in stack:
-            folders.setdefault(header.path.parent, []).append(header)
-        if len(folders) == 1:
-            return [], [f"{stack_in_words(stack)}: {error}"]
-    parts = [_series_of(part) for part in folders.values()]
-    return [one for found, _ in parts for one in found], [line for _, refused in parts for line in refused]
+        unpacked = None if one.kind == "dicom" else _unpacked(one, label, scratch / f"{number}.f32")
+        images.append(Images(one, label, folder, unpacked, allow_lossy))
+    return images, [f"{name}: left out: {line}" for line in left_out]
 
 
 def _unpacked(series: ScanSeries, name: str, target: Path) -> Path:
@@ -137,7 +100,7 @@ def _unpacked(series: ScanSeries, name: str, target: Path) -> Path:
         else:
             series.read().hu.tofile(target)
     except ScanError as error:
-        raise DataError(f"{name}: {str(error).removeprefix(f'{series.names[0]} ')}") from None
+        raise DataError(str(error).replace(series.names[0], name, 1)) from None
     except OSError as error:
         raise DataError(f"{name} cannot be unpacked: {error.strerror or 'write error'}; check the output folder's disk") from None
     return target

@@ -100,8 +100,8 @@ class ScanSeries:
         pixel_mm: spacing of rows and columns in mm, (y, x).
         slice_mm: distance between neighbouring slices in mm (median); the slice thickness for a single slice.
         acquisition: as `CTVolume.acquisition`; safe to show.
-        patient_id, description: PatientID and SeriesDescription, to match series by. Private: never shown, logged or stored;
-            empty for a format that has none.
+        patient_id, study_uid, description: PatientID, StudyInstanceUID and SeriesDescription, to match series by. Private:
+            never shown, logged or stored; empty for a format that has none.
         series_uid: SeriesInstanceUID; empty for a format that has none.
         fingerprint: sha256 in hex that changes when the series does: of the SOPInstanceUIDs and file sizes of DICOM, else of
             the file.
@@ -126,6 +126,7 @@ class ScanSeries:
     series_uid: str = field(repr=False)
     fingerprint: str
     notes: tuple[str, ...]
+    study_uid: str = field(default="", repr=False)
     lossy: bool = False
     tube_current_ma: NDArray[np.float64] | None = field(default=None, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -208,11 +209,14 @@ class ScanSeries:
         return read_stored(self.files[n], name, dataset) if frame is None else read_frame(dataset, name, frame)
 
 
-def find_series(path: Path) -> tuple[list[ScanSeries], list[str]]:
+def find_series(path: Path, *, allow_own_output: bool = False) -> tuple[list[ScanSeries], list[str]]:
     """All CT series below a folder (or the one in a file), and one safe line on each thing that was left out and why.
 
     Files of one SeriesInstanceUID that differ in orientation, matrix, pixel spacing or kernel are series of their own, and so
     is each .nii, .nii.gz, .nrrd, .mha and .mhd file. Where several scans go by the same UIDs, each folder is a series.
+
+    Args:
+        allow_own_output: take what finegrain denoised, to judge it; never to denoise it again.
 
     Raises: ScanError if there is nothing at the path.
     """
@@ -239,7 +243,7 @@ def find_series(path: Path) -> tuple[list[ScanSeries], list[str]]:
                 else:
                     stacks.setdefault(header.key, []).append(header)
         for stack in stacks.values():
-            found, refused = _series_of_stacks(stack)
+            found, refused = _series_of_stacks(stack, allow_own_output=allow_own_output)
             series += found
             left_out += refused
     left_out += [f"{words}: {count} × {why}" for (words, why), count in skipped.items()]
@@ -248,13 +252,14 @@ def find_series(path: Path) -> tuple[list[ScanSeries], list[str]]:
     return series, left_out
 
 
-def _series_of_stacks(stack: Sequence[SliceHeader]) -> tuple[list[ScanSeries], list[str]]:
+def _series_of_stacks(stack: Sequence[SliceHeader], *, allow_own_output: bool) -> tuple[list[ScanSeries], list[str]]:
     """The series of one stack: one, or one for each folder where several scans go by the same UIDs.
 
     A tool that inserts noise often copies the headers whole, so that both doses have the same UIDs and only the folders differ.
     """
     try:
-        refuse_own_output(stack)
+        if not allow_own_output:
+            refuse_own_output(stack)
         return [series_of_stack(stack)], []
     except ScanError as error:
         folders: dict[Path, list[SliceHeader]] = {}
@@ -262,7 +267,7 @@ def _series_of_stacks(stack: Sequence[SliceHeader]) -> tuple[list[ScanSeries], l
             folders.setdefault(header.path.parent, []).append(header)
         if not isinstance(error, _SeveralScansError) or len(folders) == 1:
             return [], [f"{stack_in_words(stack)}: {error}"]
-    parts = [_series_of_stacks(part) for part in folders.values()]
+    parts = [_series_of_stacks(part, allow_own_output=allow_own_output) for part in folders.values()]
     return [one for found, _ in parts for one in found], [line for _, refused in parts for line in refused]
 
 
@@ -347,6 +352,7 @@ def series_of_stack(stack: Sequence[SliceHeader]) -> ScanSeries:
         series_uid=first.key.series_uid,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         notes=tuple(notes),
+        study_uid=first.study_uid,
         lossy=any(header.lossy for header in kept),
         tube_current_ma=None if None in current else np.array(current, dtype=np.float64),
         names=tuple(header.name for header in kept),
