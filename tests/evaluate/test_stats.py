@@ -13,6 +13,7 @@ from finegrain.evaluate.stats import (
     BCA_FROM,
     compare_paired,
     compare_with_each,
+    equivalence_with_each,
     equivalent,
     fewest_patients,
     holm,
@@ -397,3 +398,13 @@ def test_equivalence_of_few_patients_is_warned_of_and_what_is_not_shown_is_not_c
     assert five.verdict().startswith("equivalent within ±2 (n = 5")
     assert equivalent(*patients(5, 0.0), margin=0.01).verdict().startswith("not shown to be equivalent")
     assert equivalent([1.0, np.inf, 1.2], [1.0, 1.0, 1.0], margin=1).n_excluded == 1
+
+
+def test_equivalence_with_each_names_whom_it_holds_for():
+    generator = np.random.default_rng(3)
+    ours = 30 + generator.normal(0, 1, 12)
+    others = {"same": ours + generator.normal(0, 0.02, 12), "other": ours + 0.5 + generator.normal(0, 0.02, 12), "itself": ours}
+    tested, words = equivalence_with_each(ours, others, margin=0.1, unit=" dB")
+    assert [tested[name].is_equivalent() for name in others] == [True, False, False]
+    assert len(words) == 2 and words[0].startswith("Against same, ") and "equivalent within ±0.1" in words[0]
+    assert "not shown to be equivalent" in words[1] and "-0.5" in words[1]

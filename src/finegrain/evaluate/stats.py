@@ -440,6 +440,20 @@ def equivalent(proposed: ArrayLike, baseline: ArrayLike, *, margin: float) -> Eq
     )
 
 
+def equivalence_with_each(
+    proposed: ArrayLike, others: Mapping[str, ArrayLike], *, margin: float, unit: str
+) -> tuple[dict[str, Equivalence], list[str]]:
+    """`equivalent` for each of several methods, one value per patient in one order, and a sentence for each that can be tested."""
+    tested = {name: equivalent(proposed, values, margin=margin) for name, values in others.items()}
+    words = [
+        f"Against {name}, {found.mean:+.2f}{unit}, 90 % interval {found.interval_low:+.2f} to {found.interval_high:+.2f}: "
+        f"{found.verdict()}"
+        for name, found in tested.items()
+        if not math.isnan(found.p)
+    ]
+    return tested, words
+
+
 def _unproven_normality(n: int) -> tuple[str, ...]:
     """A warning where two one-sided rank tests, were all patients to agree, could not reach the level that the t tests may."""
     if 0.5**n < ALPHA:

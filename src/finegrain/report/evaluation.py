@@ -13,6 +13,7 @@ from scipy import ndimage
 from finegrain.evaluate.folders import INPUT, Evaluation, SliceImages
 from finegrain.evaluate.power import plans_in_words
 from finegrain.evaluate.run import REFERENCE
+from finegrain.evaluate.stats import equivalence_with_each
 from finegrain.figures import CropView, Method, find_crops
 from finegrain.provenance import versions
 from finegrain.report.contents import EvaluationReport, WorstCase, comparison_row, table_rows
@@ -26,6 +27,9 @@ FEW_PATIENTS = 20
 
 PLANNED_DB = 0.2
 """Difference in PSNR for which the number of patients is estimated."""
+
+EQUIVALENT_DB = 0.1
+"""Difference in PSNR that is taken for none when two methods are called equivalent; ours."""
 
 
 def evaluation_page(found: Evaluation) -> EvaluationReport:
@@ -50,7 +54,7 @@ def evaluation_page(found: Evaluation) -> EvaluationReport:
         crops=[crop for view in found.views for crop in _crops(view)],
         nps={name: (nps.frequency_per_mm, nps.power) for name, nps in found.nps.items()},
         worst=_worst(found),
-        plan=plans_in_words(found.comparisons.get(f"psnr_db[{config.protocols[0]}]", {}), difference=PLANNED_DB, unit=" dB"),
+        plan=_plan(found),
         qc=[("note", note) for note in found.notes],
         repeat=[("finegrain evaluate", "with the same images and options; the configuration below holds what they came to")],
         facts={
@@ -107,3 +111,12 @@ def where_it_errs(reference_hu: NDArray, image_hu: NDArray) -> tuple[int, int]:
         return 0, 0
     row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
     return int(row), int(column)
+
+
+def _plan(found: Evaluation) -> list[str]:
+    """How many patients would show a difference in PSNR, and from whom the proposed method is shown not to differ."""
+    key = f"psnr_db[{found.config.protocols[0]}]"
+    pilots = found.comparisons.get(key, {})
+    others = {name: found.values_of(name, key) for name in pilots}
+    _, equivalent = equivalence_with_each(found.values_of(found.config.proposed, key), others, margin=EQUIVALENT_DB, unit=" dB")
+    return plans_in_words(pilots, difference=PLANNED_DB, unit=" dB") + equivalent

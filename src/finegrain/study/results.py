@@ -13,7 +13,7 @@ from finegrain.evaluate.power import plans_in_words
 from finegrain.evaluate.run import by_patient, spectra_by_patient, spectral_by_patient
 from finegrain.evaluate.seeds import compare_over_seeds
 from finegrain.evaluate.spectra import on_common_frequencies
-from finegrain.evaluate.stats import PairedComparison, compare_with_each
+from finegrain.evaluate.stats import PairedComparison, compare_with_each, equivalence_with_each
 from finegrain.figures import INPUT
 from finegrain.pairs.manifest import Pair, read_manifest
 from finegrain.pairs.summary import verdicts_table
@@ -32,6 +32,9 @@ WORST_OF_PROPOSED = 4
 PLANNED_DB = 0.2
 """Difference in PSNR for which the number of patients is estimated."""
 
+EQUIVALENT_DB = 0.1
+"""Difference in PSNR that is taken for none when two methods are called equivalent; ours."""
+
 
 def collect_results(
     config: StudyConfig,
@@ -48,6 +51,7 @@ def collect_results(
     compared = {key: _compare(config, found, key) for key in compared_measures(config) if key in found[config.proposed]}
     paper = {key: {name: each[name] for name in comparators(config)} for key, each in compared.items()}
     psnr = f"psnr_db[{config.protocols[0]}]"
+    equivalence, equivalent_words = _equivalence(config, found[config.proposed], found, psnr)
     return {
         "title": config.title,
         "scale_note": scale_note(config, list(sets[0].pairs)),
@@ -67,7 +71,8 @@ def collect_results(
         "families": {"paper": comparators(config), "others": _others(config, found)},
         "over_seeds": _over_seeds(config, by_seed),
         "claims": judge_claims(config, found, paper),
-        "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB"),
+        "equivalence": equivalence,
+        "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB") + equivalent_words,
         "regions": _by_group(config, own, lambda pair: pair.region),
         "generalisation": _generalisation(config, sets, measured),
         "nps": _spectra(config, own),
@@ -143,6 +148,17 @@ def _compare(config: StudyConfig, found: Mapping[str, Any], key: str) -> dict[st
     for family in (comparators(config), _others(config, found)):
         compared |= compare_with_each(values(config.proposed), {name: values(name) for name in family})
     return compared
+
+
+def _equivalence(
+    config: StudyConfig, ours: Mapping[str, Mapping[str, float]], found: Mapping[str, Any], key: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Whether the proposed network and each other arm have the same PSNR within a margin, by two one-sided tests over patients."""
+    patients = sorted(ours[key])
+    others = [arm.name for arm in config.arms if arm.name != config.proposed]
+    values = {name: [found[name].get(key, {}).get(patient, math.nan) for patient in patients] for name in others}
+    tested, words = equivalence_with_each([ours[key][patient] for patient in patients], values, margin=EQUIVALENT_DB, unit=" dB")
+    return {name: one.to_dict() for name, one in tested.items()}, words
 
 
 def _over_seeds(config: StudyConfig, by_seed: Mapping[int, Any]) -> dict[str, dict[str, Any]]:
