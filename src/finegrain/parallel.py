@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
+from multiprocessing.managers import SyncManager
 from typing import TypeVar
 
 from finegrain.errors import ConfigError, DataError
@@ -41,6 +42,15 @@ def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], *, w
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)  # else an error of the first task would be told after the last
+
+
+@contextmanager
+def queues() -> Iterator[SyncManager]:
+    """A process that keeps queues for `in_processes`; it ends when its parent does, even if that was killed."""
+    manager = SyncManager()
+    manager.start(_follow_parent)
+    with manager:
+        yield manager
 
 
 def _in_turn(

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Manager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from finegrain.evaluate.run import REFERENCE
 from finegrain.figures import INPUT, bar_figure, crop_figure, save_png
 from finegrain.files import json_safe, slug, write_whole
 from finegrain.pairs.build import pairs_of_run
-from finegrain.parallel import in_processes
+from finegrain.parallel import in_processes, queues
 from finegrain.provenance import write_provenance
 from finegrain.report import render_study
 from finegrain.simulate.fbp import find_kernel
@@ -157,7 +156,7 @@ def _make_methods(
         for method in methods:
             make_method(config, method, sets[0], sets[1:], out, progress)
         return
-    with Manager() as manager:
+    with queues() as manager:
         queue, devices = manager.Queue(), manager.Queue()
         for device in range(torch.cuda.device_count()):
             devices.put(device)
