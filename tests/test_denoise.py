@@ -384,3 +384,32 @@ def test_the_bundled_network_brings_a_quarter_dose_scan_closer_to_the_original(
     low_dose = simulate_low_dose(original, dose_fraction=0.25, kernel=kernel, exposure=exposure, seed=0)
     denoised = bundled.denoise(low_dose)
     assert rmse(denoised.hu, original.hu) < rmse(low_dose.hu, original.hu)
+
+
+@pytest.mark.parametrize(
+    ("pixel_mm", "noise", "kernel", "says"),
+    [
+        (0.8, 20.0, "", []),
+        (0.8, 20.0, "B30f\\2", []),
+        (0.8 / 1.5, 20.0, "", ["pixels of 0.533 mm, trained on 0.75 to 0.95 mm"]),
+        (0.8, 90.0, "", ["noise above 0.4 Nyquist of 9", "trained on 5 to 60 HU"]),
+        (0.8, 1.0, "Qr59", ["noise above 0.4 Nyquist of 1", "kernel Qr59, trained on B30f, D45f"]),
+    ],
+)
+def test_a_scan_beyond_the_training_is_said_to_be(
+    card: ModelCard, pixel_mm: float, noise: float, kernel: str, says: list[str]
+) -> None:
+    card = card.model_copy(update={"pixel_mm": (0.75, 0.95), "noise_hu": (5.0, 60.0), "kernels": ("B30f", "D45f")})
+    denoiser = Denoiser(identity, hu_range=RANGE, stride=STRIDE, card=card)
+    y, x = np.ogrid[-64:64, -64:64]
+    hu = np.where(y**2 + x**2 < 50**2, 40.0, -1000.0) + np.random.default_rng(0).normal(0, noise, (9, 128, 128))
+    volume = CTVolume.from_array(hu, pixel_mm=pixel_mm, slice_mm=3, acquisition={"ConvolutionKernel": kernel})
+    lines = " | ".join(denoiser.unlike_training(volume))
+    assert bool(lines) == bool(says)
+    assert all(each in lines for each in says), lines
+
+
+def test_without_a_body_or_a_card_nothing_is_said_of_noise(card: ModelCard) -> None:
+    empty = CTVolume.from_array(np.full((2, 64, 64), -1000.0), pixel_mm=0.8, slice_mm=3)
+    assert Denoiser(identity, hu_range=RANGE, stride=STRIDE, card=card).unlike_training(empty) == []
+    assert Denoiser(identity, hu_range=RANGE, stride=STRIDE).unlike_training(empty) == []

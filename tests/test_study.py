@@ -6,14 +6,16 @@ import shutil
 import numpy as np
 import pytest
 
-from finegrain.config import Arm, NetworkConfig, PairsConfig, PairsInput, PhantomSource, StudyConfig, TrainConfig
+from finegrain.config import Arm, ClassicalArm, NetworkConfig, PairsConfig, PairsInput, PhantomSource, StudyConfig, TrainConfig
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
 from finegrain.errors import ConfigError, DataError
+from finegrain.evaluate.fidelity import protocol_named
 from finegrain.evaluate.regions import body_mask
 from finegrain.evaluate.stats import PairedComparison, compare_paired, compare_with_each
 from finegrain.pairs.manifest import read_manifest
 from finegrain.study import run_study
 from finegrain.study.claims import judge, judge_claims
+from finegrain.study.classical import tune
 from finegrain.study.results import scale_note
 
 
@@ -321,3 +323,17 @@ def test_patients_that_the_networks_are_trained_on_are_no_test_of_generalisation
     with pytest.raises(DataError, match="patients that the networks are trained on"):
         run_study(other, folder, data_root=folder, jobs=1, progress=lambda *step: None)
     assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_strength_at_the_end_of_its_range_is_sought_beyond_it():
+    y, x = np.ogrid[-48:48, -48:48]
+    clean = np.where(y**2 + x**2 < 40**2, 40.0, -1000.0)
+    noisy = clean + np.random.default_rng(0).normal(0, 20, clean.shape)
+    protocol = protocol_named("abdomen-40/400")
+    for given in ((0.1, 0.2), (8.0, 12.0)):
+        arm = ClassicalArm(kind="classical", name="TV", method="tv", strengths=given)
+        found = tune(arm, [(noisy, clean)], protocol=protocol)
+        best = max(found, key=lambda one: found[one])
+        assert min(found) < best < max(found), found
+    alone = ClassicalArm(kind="classical", name="TV", method="tv", strengths=(0.1,))
+    assert list(tune(alone, [(noisy, clean)], protocol=protocol)) == [0.1]

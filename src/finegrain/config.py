@@ -295,6 +295,11 @@ class LossConfig(Config):
         description="coefficient: mean |difference| over Ω_h, as in the paper. energy: |log energy ratio| per band. adaptive: "
         "coefficient, each weighted by the share that the input can tell, S / (S + N) per band and place.",
     )
+    average: Literal["arithmetic", "geometric"] = Field(
+        "arithmetic",
+        description="Over the patches of a batch. arithmetic: as in the paper; noisy patches count most. geometric: the mean of "
+        "logarithms, so that every dose and kernel counts alike, as it does in a mean of PSNR in dB.",
+    )
     dct_block: int = Field(8, ge=2, le=64, description="Side of a DCT block in pixels.")
     band: tuple[float, float] = Field((0.4, 1.5), description="Ω_h in band_unit, [low, high].")
     band_unit: Literal["nyquist", "cycles_per_mm", "kernel"] = Field(
@@ -431,7 +436,8 @@ class ClassicalArm(Config):
     strengths: tuple[float, ...] = Field(
         (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0),
         min_length=1,
-        description="Tried on the validation pairs, in units of the noise that is estimated from each slice.",
+        description="Tried on the validation pairs, in units of the noise that is estimated from each slice; beyond the first "
+        "and the last too, if that is the best. One alone is taken as it is.",
     )
 
 

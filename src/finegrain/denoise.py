@@ -14,19 +14,30 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from finegrain.acquisition import ACQUISITION_NUMBERS, Acquisition
-from finegrain.equaliser import BandEqualiser
+from finegrain.equaliser import BandEqualiser, median_noise_hu
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import AIR_HU, HURange
 from finegrain.networks.card import ACQUISITION, ONNX, ModelCard, read_card
 from finegrain.networks.engine import Engine, torch_engine
 from finegrain.networks.onnx_file import check_onnx
 from finegrain.scan.derived import Derivation
+from finegrain.scan.privacy import shown
 from finegrain.scan.volume import CTVolume
 
 BUNDLED = "finegrain-s"
 """Name of the model that ships with the package."""
+
+BEYOND = 1.15
+"""Factor by which a scan may lie outside the range of a training before it is called unlike it; ours."""
+
+BODY_HU = -500.0
+"""A smoothed slice above this is body, or what is closed in by it; what lies in the noise of air is none."""
+
+NOISE_SLICES = 7
+"""Slices, evenly over a volume, whose noise is looked at; ours."""
 
 LARGEST_DIFFERENCE_HU = 0.05
 """By which ONNX Runtime and torch may differ on one model; a scanner stores whole HU."""
@@ -101,6 +112,27 @@ class Denoiser:
             return []
         low, high = min(self.card.dose_fractions), max(self.card.dose_fractions)
         return [f"{self.name} was trained on dose fractions of {low:g} to {high:g}; {given:g} was told to it as {told:g}"]
+
+    def unlike_training(self, volume: CTVolume) -> list[str]:
+        """Where a volume lies beyond what the network was trained on, a line each: pixels, noise, kernel.
+
+        Nothing is refused: a network may well do beyond its training, but nobody has shown it there.
+        """
+        if self.card is None:
+            return []
+        found = [("pixels", max(volume.pixel_mm), self.card.pixel_mm, "mm")]
+        noise = _noise_of_volume_hu(volume)
+        if noise is not None and self.card.noise_hu is not None:
+            found.append(("noise above 0.4 Nyquist", noise, self.card.noise_hu, "HU"))
+        lines = [
+            f"{what} of {value:.3g} {unit}, trained on {low:.3g} to {high:.3g} {unit}"
+            for what, value, (low, high), unit in found
+            if not low / BEYOND <= value <= high * BEYOND
+        ]
+        kernel = str(volume.acquisition.get("ConvolutionKernel", "")).split("\\")[0]
+        if kernel and self.card.kernels and kernel not in self.card.kernels:
+            lines.append(f"kernel {shown(kernel)}, trained on {', '.join(self.card.kernels)}")
+        return [f"unlike the training of {self.name}: {line}; compare the result with the input" for line in lines]
 
     def derivation(self, *, strength: float, texture: float = 0.0, acquisition: Acquisition | None = None) -> Derivation:
         """How a series that this denoiser made is to be described in DICOM."""
@@ -209,6 +241,18 @@ class Denoiser:
             raise ConfigError(f"texture must lie in [0, 1], 0 for the network alone and 1 for full energy; got {texture}")
         if texture > 0 and self.equaliser is None:
             raise ModelError(f"{self.name} has no band gains, so texture must be 0, got {texture}; train it again to have them")
+
+
+def _noise_of_volume_hu(volume: CTVolume) -> float | None:
+    """Median over slices of the noise in the body, as in a card; None if there is no body."""
+    chosen = np.unique(np.linspace(0, len(volume) - 1, min(len(volume), NOISE_SLICES)).round().astype(int))
+    levels = []
+    for k in chosen:
+        hu = np.where(volume.padding[k], np.float32(AIR_HU), volume.hu[k])
+        body = ndimage.binary_fill_holes(ndimage.gaussian_filter(hu, 2.0) > BODY_HU)
+        levels.append(median_noise_hu(hu, body))
+    known = [level for level in levels if level is not None]
+    return float(np.median(known)) if known else None
 
 
 def load_denoiser(folder: Path | None = None, *, threads: int | None = None) -> Denoiser:

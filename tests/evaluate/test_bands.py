@@ -99,3 +99,15 @@ def test_local_energy_is_the_mean_over_the_blocks_that_hold_the_pixel():
     for y, x in ((0, 0), (9, 11), (19, 3)):
         holding = [energy for (r, c), energy in of_block.items() if r <= y < r + 8 and c <= x < c + 8]
         assert found[y, x] == pytest.approx(np.mean(holding), rel=1e-4)
+
+
+def test_a_region_of_two_far_apart_places_counts_both():
+    hu = np.random.default_rng(0).normal(0, 20, (256, 64))
+    both = np.zeros(hu.shape, dtype=bool)
+    both[:24, :24] = both[-24:, -24:] = True  # 208 rows without a block between them
+    sums = band_sums([hu], [both, np.zeros_like(both)])
+    parts = [np.zeros_like(both), np.zeros_like(both)]
+    parts[0][:24, :24] = parts[1][-24:, -24:] = True
+    each = band_sums([hu], parts)
+    np.testing.assert_allclose(sums.energy[0, 0], each.energy[0].sum(axis=0), rtol=1e-6)
+    assert sums.n_blocks.tolist() == [each.n_blocks.sum(), 0]

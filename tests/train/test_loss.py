@@ -1,6 +1,7 @@
 """The dual-domain loss against SciPy, its gradient against finite differences, and what it does and does not punish."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
 from finegrain.simulate.acquire import matching_exposure, scanner_of, without_padding
 from finegrain.simulate.fbp import KERNELS
-from finegrain.train.loss import UNIT, DualDomainLoss, target_noise_share
+from finegrain.train.loss import GEOMETRIC_SCALE, UNIT, DualDomainLoss, target_noise_share
 
 GATED = {"smooth_gate": 1.6}
 KERNEL = {"band_unit": "kernel", "band": (0.4, 1.0)}
@@ -110,14 +111,14 @@ def test_each_mode_equals_scipy(change, block, offset):
     both = zip(*(image[:, 0].double().numpy() for image in (output, target, inputs)), strict=True)
     expected = [_scipy_term(*one, config=config, offset=offset) for one in both]
     ours = DualDomainLoss(config).frequency_term(output, target, offset, inputs)
-    assert ours.item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert ours.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("change", VARIANTS, ids=_name)
 def test_gradient_equals_finite_differences(change):
     output, target, inputs = (UNIT * image[:1, :, 16:32, 16:32] for image in _images(dtype=torch.float64))
     loss = DualDomainLoss(LossConfig(weight=0.3, dct_block=4, **change)).double()
-    assert loss.frequency_term(output, target, (0, 0), inputs) > 0
+    assert loss.frequency_term(output, target, (0, 0), inputs).mean() > 0
     output.requires_grad_(True)
     assert torch.autograd.gradcheck(lambda image: loss.frequency_term(image, target, (0, 0), inputs), output, atol=1e-5)
 
@@ -132,7 +133,7 @@ def test_bfloat16_images_under_autocast_cost_what_they_cost_in_float64(change):
     loss = DualDomainLoss(config, torch.Generator().manual_seed(0)).double()
     term = loss.frequency_term(output, target, loss._offset(), inputs)
     assert ours.dtype == torch.float32
-    assert ours.item() == pytest.approx(((output - target).square().mean() + term).item(), rel=1e-5)
+    assert ours.item() == pytest.approx(((output - target).square().mean() + term.mean()).item(), rel=1e-5)
 
 
 def test_bfloat16_output_costs_as_much_as_the_float32_one_but_for_its_rounding():
@@ -154,7 +155,7 @@ def test_weight_zero_is_the_mean_squared_error_and_nothing_else():
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
     loss = DualDomainLoss(LossConfig(weight=0.0, mode="adaptive", **GATED), generator)(output, target)
-    assert loss.item() == (output * UNIT - target * UNIT).square().mean().item()
+    assert loss.item() == pytest.approx((output * UNIT - target * UNIT).square().mean().item(), rel=1e-6)
     assert torch.equal(generator.get_state(), before)
 
 
@@ -169,10 +170,10 @@ def test_a_change_of_the_mean_is_invisible_to_the_band(change):
     output, target, inputs = (UNIT * image for image in _images())
     loss = DualDomainLoss(LossConfig(weight=1.0, **change))
     value = loss.frequency_term(output, target, (0, 0), inputs)
-    assert loss.frequency_term(target + 20, target, (0, 0), inputs).item() < 1e-3 * value.item()
+    assert loss.frequency_term(target + 20, target, (0, 0), inputs).mean().item() < 1e-3 * value.mean().item()
     everywhere = (image + 20 for image in (output, target, inputs))
     output, target, inputs = everywhere
-    assert loss.frequency_term(output, target, (0, 0), inputs).item() == pytest.approx(value.item(), rel=1e-3)
+    assert loss.frequency_term(output, target, (0, 0), inputs).mean().item() == pytest.approx(value.mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("change", VARIANTS, ids=_name)
@@ -182,7 +183,7 @@ def test_a_turned_or_mirrored_image_costs_the_same_on_the_turned_grid(change):
 
     def term(move):
         output, target, inputs = (UNIT * move(image) for image in images)
-        return loss.frequency_term(output, target, (0, 0), inputs).item()  # 48 pixels: a whole number of blocks
+        return loss.frequency_term(output, target, (0, 0), inputs).mean().item()  # 48 pixels: a whole number of blocks
 
     straight = term(lambda image: image)
     assert term(lambda image: image.rot90(1, (2, 3))) == pytest.approx(straight, rel=1e-4)
@@ -194,15 +195,15 @@ def test_an_offset_of_the_grid_is_a_shift_of_the_images(change):
     output, target, inputs = (UNIT * image for image in _images())
     loss = DualDomainLoss(LossConfig(weight=1.0, **change))
     shifted = loss.frequency_term(output[:, :, 3:, 5:], target[:, :, 3:, 5:], (0, 0), inputs[:, :, 3:, 5:])
-    assert loss.frequency_term(output, target, (3, 5), inputs).item() == pytest.approx(shifted.item(), rel=1e-6)
-    assert loss.frequency_term(output, target, (0, 0), inputs).item() != pytest.approx(shifted.item(), rel=1e-3)
+    assert loss.frequency_term(output, target, (3, 5), inputs).tolist() == pytest.approx(shifted.tolist(), rel=1e-6)
+    assert loss.frequency_term(output, target, (0, 0), inputs).mean().item() != pytest.approx(shifted.mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("change", VARIANTS, ids=_name)
 def test_no_gradient_reaches_target_and_input(change):
     output, target, inputs = (image.requires_grad_(True) for image in _images())
     loss = DualDomainLoss(LossConfig(weight=1.0, **change))
-    loss.frequency_term(output, target.detach(), (0, 0), inputs).backward()
+    loss.frequency_term(output, target.detach(), (0, 0), inputs).mean().backward()
     assert output.grad.abs().sum() > 0
     assert inputs.grad is None
 
@@ -214,8 +215,8 @@ def test_energy_mode_asks_for_energy_and_coefficient_mode_for_coefficients():
     energy = DualDomainLoss(LossConfig(weight=1.0, mode="energy"))
     coefficient = DualDomainLoss(LossConfig(weight=1.0, mode="coefficient"))
     blurred = 0.5 * target
-    assert energy.frequency_term(other, target, (0, 0)) < energy.frequency_term(blurred, target, (0, 0))
-    assert coefficient.frequency_term(other, target, (0, 0)) > coefficient.frequency_term(blurred, target, (0, 0))
+    assert energy.frequency_term(other, target, (0, 0)).mean() < energy.frequency_term(blurred, target, (0, 0)).mean()
+    assert coefficient.frequency_term(other, target, (0, 0)).mean() > coefficient.frequency_term(blurred, target, (0, 0)).mean()
 
 
 def test_the_grid_moves_from_call_to_call_and_repeats_with_the_generator():
@@ -321,14 +322,14 @@ def test_a_patch_without_texture_counts_for_little_and_texture_without_noise_for
 def test_a_gate_never_adds_to_the_loss(mode):
     output, target, inputs = (UNIT * image for image in _images())
     losses = [DualDomainLoss(LossConfig(weight=1.0, mode=mode, pool_blocks=2, smooth_gate=gate)) for gate in (1e-9, 1.6, 1e9)]
-    whole, gated, shut = (loss.frequency_term(output, target, (0, 0), inputs) for loss in losses)
+    whole, gated, shut = (loss.frequency_term(output, target, (0, 0), inputs).mean() for loss in losses)
     assert whole > gated > shut == 0
 
 
 def test_a_band_in_cycles_per_mm_is_that_in_fractions_of_nyquist_for_its_pixel_size():
     output, target, _ = _images()
     values = [
-        DualDomainLoss(LossConfig(weight=1.0, **band)).frequency_term(output, target, (0, 0)).item()
+        DualDomainLoss(LossConfig(weight=1.0, **band)).frequency_term(output, target, (0, 0)).mean().item()
         for band in (
             {"band": (0.4, 1.0)},
             {"band": (0.25, 0.625), "band_unit": "cycles_per_mm", "pixel_mm": 0.8},
@@ -379,3 +380,20 @@ def test_impossible_settings_are_refused_in_one_line(change, word):
     with pytest.raises(ConfigError, match=word) as caught:
         config_of(LossConfig, change)
     assert "\n" not in str(caught.value)
+
+
+def test_a_geometric_average_presses_every_patch_alike():
+    """Its gradient is that of each patch's error over the error: the noise of a patch does not decide how much it counts."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand((2, 1, 32, 32), generator=generator)
+    noise = torch.randn((2, 1, 32, 32), generator=generator) * torch.tensor([0.01, 0.1])[:, None, None, None]
+    output = (target + noise).requires_grad_()
+    for weight in (0.0, 0.05):
+        loss = DualDomainLoss(LossConfig(weight=weight, average="geometric"), torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad(loss(output, target), output)
+        of_patch = (gradient * noise).sum(dim=(1, 2, 3))
+        assert of_patch[0].item() == pytest.approx(of_patch[1].item(), rel=0.02 if weight == 0 else 0.2)
+    scaled = DualDomainLoss(LossConfig(average="geometric"))
+    quiet, loud = (scaled(target + k * noise, target).item() for k in (1, 10))
+    assert loud - quiet == pytest.approx(GEOMETRIC_SCALE * math.log(100), rel=0.02)
+    assert DualDomainLoss(LossConfig())(output, target).item() == pytest.approx(((output - target) * UNIT).square().mean().item())

@@ -105,7 +105,7 @@ def _every_block_dct(hu: NDArray, wanted: NDArray[np.bool_]) -> NDArray[np.float
     columns = np.lib.stride_tricks.sliding_window_view(centred, DCT_BLOCK, axis=0) @ basis.T  # (y − 7, x, u)
     both = np.lib.stride_tricks.sliding_window_view(columns, DCT_BLOCK, axis=1)[wanted] @ basis.T  # (block, u, v)
     both[:, 0, 0] = 0
-    return both.reshape(len(both), -1)
+    return both.reshape(-1, DCT_BLOCK**2)  # of none too: a region may have a gap of many rows
 
 
 def local_band_energy(hu: NDArray, *, pixel_mm: float, band: Band) -> NDArray[np.float64]:

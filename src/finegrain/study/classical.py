@@ -27,6 +27,9 @@ LOW_HU, HIGH_HU = -1024.0, 1200.0
 LEAST_NOISE_HU = 1.0
 """Where a slice shows no noise at all; the step in which a scanner stores HU."""
 
+STEP_BEYOND, MOST_STEPS_BEYOND = 1.4, 8
+"""Factor between strengths tried beyond the arm's own, and how many such steps there are at most; ours."""
+
 
 def denoise_classically(arm: ClassicalArm, hu: NDArray[np.floating], *, strength: float) -> NDArray[np.float32]:
     """A slice denoised by the arm's method. Shape: (y, x) kept, HU.
@@ -78,11 +81,22 @@ def check_installed(arm: ClassicalArm) -> None:
 def tune(
     arm: ClassicalArm, validation: Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]], *, protocol: Protocol
 ) -> dict[float, float]:
-    """Mean PSNR in dB on the validation slices (low dose, normal dose) for each of the arm's strengths."""
+    """Mean PSNR in dB on the validation slices (low dose, normal dose) for each of the arm's strengths.
+
+    Where the first or the last of several is best, more are tried beyond it: a comparator at the end of its range was not tuned.
+    """
     slices = list(validation)
-    return {
-        strength: float(
+
+    def mean_psnr(strength: float) -> float:
+        return float(
             np.mean([psnr(normal, denoise_classically(arm, low, strength=strength), protocol=protocol) for low, normal in slices])
         )
-        for strength in arm.strengths
-    }
+
+    found = {strength: mean_psnr(strength) for strength in sorted(set(arm.strengths))}
+    for _ in range(MOST_STEPS_BEYOND if len(found) > 1 else 0):  # one alone is what the user wants
+        best, lowest, highest = max(found, key=lambda one: found[one]), min(found), max(found)
+        if best not in (lowest, highest):
+            break
+        beyond = round(highest * STEP_BEYOND if best == highest else lowest / STEP_BEYOND, 4)
+        found[beyond] = mean_psnr(beyond)
+    return found

@@ -164,7 +164,8 @@ def _trained(
     facts = {
         "kind": method.arm.kind,
         "family": method.arm.family if isinstance(method.arm, Arm) else "peer",
-        "loss": "MSE" if loss.weight == 0 else f"MSE + {loss.weight:g} · {loss.mode} term on Ω_h {band}",
+        "loss": ("MSE" if loss.weight == 0 else f"MSE + {loss.weight:g} · {loss.mode} term on Ω_h {band}")
+        + (", geometric mean over patches" if loss.average == "geometric" else ""),
         "parameters": parameter_count(result.network),
         "macs_per_512": count_macs(result.network, size=512),
         "best_step": result.best_step,

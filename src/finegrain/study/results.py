@@ -74,6 +74,7 @@ def collect_results(
         "equivalence": equivalence,
         "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB") + equivalent_words,
         "regions": _by_group(config, own, lambda pair: pair.region),
+        "doses": _by_group(config, own, dose_in_words),
         "generalisation": _generalisation(config, sets, measured),
         "nps": _spectra(config, own),
         "detectability": dict(detected),
@@ -227,7 +228,7 @@ def _generalisation(config: StudyConfig, sets: tuple[TestSet, ...], measured: Se
     own = [one for one in measured if not one.set_name]
     conditions: list[tuple[str, str, bool, list[Measured]]] = []
     factors: dict[str, Callable[[Pair], str]] = {
-        "dose": lambda pair: "unknown" if pair.dose_fraction is None else f"{pair.dose_fraction:.0%}",
+        "dose": dose_in_words,
         "kernel": lambda pair: pair.kernel or "unknown",
         "scanner": lambda pair: pair.manufacturer or "simulated",
     }
@@ -252,10 +253,27 @@ def _generalisation(config: StudyConfig, sets: tuple[TestSet, ...], measured: Se
                 "slices": len({one.pair.key for one in found}),
                 "input_psnr_db": start[0],
                 "gain_db": {name: each[psnr][0] - start[0] for name, each in means.items() if name != INPUT and psnr in each},
+                "least_gain_db": _least_gains(found, psnr),
                 "coherence": {name: each[coherence][0] for name, each in means.items() if coherence in each},
             }
         )
     return table
+
+
+def dose_in_words(pair: Pair) -> str:
+    """The dose fraction of a pair in percent."""
+    return "unknown" if pair.dose_fraction is None else f"{pair.dose_fraction:.0%}"
+
+
+def _least_gains(measured: Sequence[Measured], psnr: str) -> dict[str, float]:
+    """Gain in PSNR over the input on the slice where it is least, of all seeds, by method."""
+    before = {one.pair.key: one.metrics[psnr] for one in measured if one.method == INPUT and one.metrics}
+    least: dict[str, float] = {}
+    for one in measured:
+        if one.method != INPUT and one.metrics:
+            gain = one.metrics[psnr] - before[one.pair.key]
+            least[one.method] = min(gain, least.get(one.method, math.inf))
+    return least
 
 
 def _spectra(config: StudyConfig, measured: Sequence[Measured]) -> dict[str, Any]:

@@ -22,6 +22,12 @@ UNIT = 4095 / 100
 ENERGY_FLOOR = 1e-4
 """In (100 HU)² per coefficient: energies far below (1 HU)² are neither compared nor taken for signal or noise."""
 
+GEOMETRIC_FLOOR = 1e-3
+"""In (100 HU)²: a patch that errs by less than 3 HU is not pressed further."""
+
+GEOMETRIC_SCALE = 0.1
+"""Makes a geometric average change about as fast as an arithmetic one, which clipping of gradients is set for; ours."""
+
 TARGET_NOISE_QUANTILE = 0.25
 """Where target energy over noise energy is least, a target holds noise alone; ours, that of the regions of `finegrain.evaluate`."""
 
@@ -33,7 +39,7 @@ class DualDomainLoss(nn.Module):
     """MSE + λ · frequency term, of images in unit range; always computed in float32 or better.
 
     Args:
-        config: λ, mode, block and band.
+        config: λ, mode, block, band, and how patches are averaged.
         generator: draws the offset of the block grid at each call, so that no grid is favoured.
 
     Shape: output, target and inputs (b, 1, h, w) → scalar.
@@ -61,14 +67,16 @@ class DualDomainLoss(nn.Module):
         with torch.autocast(output.device.type, enabled=False):
             dtype = torch.promote_types(output.dtype, self.basis.dtype)
             output, target = output.to(dtype) * UNIT, target.to(dtype) * UNIT
-            spatial = (output - target).square().mean()
-            if self.config.weight == 0:
-                return spatial
-            scaled = None if inputs is None else inputs.to(dtype) * UNIT
-            return spatial + self.config.weight * self.frequency_term(output, target, self._offset(), scaled)
+            error = (output - target).square().mean(dim=(1, 2, 3))
+            if self.config.weight > 0:
+                scaled = None if inputs is None else inputs.to(dtype) * UNIT
+                error = error + self.config.weight * self.frequency_term(output, target, self._offset(), scaled)
+            if self.config.average == "arithmetic":
+                return error.mean()
+            return GEOMETRIC_SCALE * (error + GEOMETRIC_FLOOR).log().mean()
 
     def frequency_term(self, output: Tensor, target: Tensor, offset: tuple[int, int], inputs: Tensor | None = None) -> Tensor:
-        """The constraint on Ω_h, on one block grid, of images in units of 100 HU."""
+        """The constraint on Ω_h, on one block grid, of images in units of 100 HU. Shape: (b, 1, h, w) each → (b,)."""
         weights = self.weights(target, inputs, offset) if self.config.needs_inputs else None
         if self.config.mode == "energy":
             ours, theirs = (self.pooled(self.coefficients(image, offset).square()) for image in (output, target))
@@ -78,7 +86,7 @@ class DualDomainLoss(nn.Module):
             error = self.coefficients(output - target, offset).abs()
             if self.config.depends_on_place:
                 error = self.pooled(error)
-        return error.mean() if weights is None else (weights * error).mean()
+        return (error if weights is None else weights * error).mean(dim=(1, 2, 3))
 
     def coefficients(self, image: Tensor, offset: tuple[int, int]) -> Tensor:
         """Block DCT, as `finegrain.frequency.block_dct`, of the band. Shape: (b, 1, h, w) → (b, block_y, block_x, coefficient)."""
