@@ -1,6 +1,6 @@
 """What the bundled network does on real pairs of low and normal dose that it has never seen.
 
-Run: python benchmarks/real_pairs.py FOLDER [--peers]
+Run: python benchmarks/real_pairs.py FOLDER [--peers] [--model FOLDER] [--json FILE]
 FOLDER is laid out as PATIENT/KERNEL/{full,quarter}/*.IMA, one slice a file, the same name on both sides, as the images of the
 AAPM–Mayo Low Dose CT Grand Challenge can be (The Cancer Imaging Archive, doi 10.7937/9NPB-2637). With --peers, non-local means and
 BM3D are run beside it, each with an oracle: of several noise levels, the one with the best PSNR against the full dose, slice by
@@ -10,7 +10,8 @@ PSNR protocol: window [−160, 240] HU, data range 400 HU, whole slice, against 
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from finegrain.denoise import load_denoiser
 from finegrain.evaluate.fidelity import protocol_named, psnr
 from finegrain.evaluate.run import evaluate_slice
+from finegrain.files import write_whole
 from finegrain.frequency import Band
 from finegrain.study.classical import METHODS
 
@@ -50,8 +52,14 @@ def with_oracle(method: str, quarter: NDArray[np.float32], full: NDArray[np.floa
 
 
 def main() -> None:
-    root, with_peers = Path(sys.argv[1]), "--peers" in sys.argv
-    denoiser = load_denoiser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    root, with_peers = arguments.folder, arguments.peers
+    denoiser = load_denoiser(arguments.model)
     print(f"{denoiser.name}; PSNR and SSIM in window [−160, 240] HU; HF ratio and coherence above 0.4 Nyquist, body")
     rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(root.glob("*/*/full/*")):
@@ -62,6 +70,7 @@ def main() -> None:
         measured = evaluate_slice(full, images, pixel_mm=pixel_mm, protocols=(PROTOCOL,), band=Band())
         for name, values in measured.items():
             rows[path.parents[1].name][name].append(values)
+    kept: dict[str, dict[str, object]] = {}
     for kernel, methods in rows.items():
         print(f"\n{kernel}, {len(methods['denoised'])} slices" + "".join(f"{key:>26}" for key in KEYS))
         for name, values in methods.items():
@@ -69,7 +78,13 @@ def main() -> None:
         gains = np.array(
             [out[KEYS[0]] - given[KEYS[0]] for out, given in zip(methods["denoised"], methods["quarter dose"], strict=True)]
         )
+        kept[kernel] = {
+            name: {key: float(np.nanmean([value[key] for value in values])) for key in KEYS} for name, values in methods.items()
+        }
+        kept[kernel] |= {"slices": len(gains), "least_gain_db": float(gains.min())}
         print(f"gain in PSNR: mean {gains.mean():.2f} dB, worst slice {gains.min():.2f} dB, best {gains.max():.2f} dB")
+    if arguments.json:
+        write_whole(arguments.json, json.dumps({"model": denoiser.name, "kernels": kept}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
