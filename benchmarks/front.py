@@ -69,6 +69,7 @@ IDEAS = {
     "coefficient 0.3": Idea(loss=LossConfig(weight=0.3)),
     "adaptive 0.05": Idea(loss=LossConfig(weight=0.05, mode="adaptive")),
     "energy 0.05, gated": Idea(loss=LossConfig(weight=0.05, mode="energy", smooth_gate=1.6)),
+    "geometric": Idea(loss=LossConfig(average="geometric")),
     "band of the kernel": Idea(loss=LossConfig(weight=0.05, band=(0.4, 1.0), band_unit="kernel")),
     "patches of 128": Idea(patch=128, batch=2),
 }

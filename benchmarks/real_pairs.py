@@ -73,15 +73,15 @@ def main() -> None:
     kept: dict[str, dict[str, object]] = {}
     for kernel, methods in rows.items():
         print(f"\n{kernel}, {len(methods['denoised'])} slices" + "".join(f"{key:>26}" for key in KEYS))
-        for name, values in methods.items():
-            print(f"{name:24}" + "".join(f"{np.nanmean([value[key] for value in values]):26.3f}" for key in KEYS))
+        means = {
+            name: {key: float(np.nanmean([value[key] for value in values])) for key in KEYS} for name, values in methods.items()
+        }
+        for name, mean in means.items():
+            print(f"{name:24}" + "".join(f"{mean[key]:26.3f}" for key in KEYS))
         gains = np.array(
             [out[KEYS[0]] - given[KEYS[0]] for out, given in zip(methods["denoised"], methods["quarter dose"], strict=True)]
         )
-        kept[kernel] = {
-            name: {key: float(np.nanmean([value[key] for value in values])) for key in KEYS} for name, values in methods.items()
-        }
-        kept[kernel] |= {"slices": len(gains), "least_gain_db": float(gains.min())}
+        kept[kernel] = {**means, "slices": len(gains), "least_gain_db": float(gains.min())}
         print(f"gain in PSNR: mean {gains.mean():.2f} dB, worst slice {gains.min():.2f} dB, best {gains.max():.2f} dB")
     if arguments.json:
         write_whole(arguments.json, json.dumps({"model": denoiser.name, "kernels": kept}, indent=1, ensure_ascii=False) + "\n")

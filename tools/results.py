@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from finegrain.evaluate.stats import BCA_FROM
 from finegrain.files import write_whole
 
 PSNR, SSIM = "psnr_db[abdomen-40/400]", "ssim[abdomen-40/400]"
@@ -53,7 +54,7 @@ def number(value: float | None, digits: int, *, signed: bool = False) -> str:
 def difference(results: Mapping[str, Any], key: str, name: str, digits: int) -> str:
     """The proposed network less another, with interval, p, and the interval that knows of the seeds."""
     found = results["comparisons"][key][name]
-    low, high = (found["interval_low"], found["interval_high"]) if found["n"] >= 20 else (found["t_low"], found["t_high"])
+    low, high = (found["interval_low"], found["interval_high"]) if found["n"] >= BCA_FROM else (found["t_low"], found["t_high"])
     text = f"{number(found['mean'], digits, signed=True)} [{number(low, digits, signed=True)}, {number(high, digits, signed=True)}]"
     if found["holm_p"] is not None and math.isfinite(found["holm_p"]):
         text += f", p = {found['holm_p']:.2g}"
@@ -195,7 +196,7 @@ def draw_curves(results: Mapping[str, Any], path: Path) -> None:
 def document(results: Mapping[str, Any], provenance: Mapping[str, Any], real: Mapping[str, Any] | None) -> str:
     """The page."""
     compared = {PSNR: 3, SSIM: 4, RATIO: 3, COHERENCE: 4, TRUTH: 4, "texture_index": 4, "nps_log_distance": 3}
-    names = [name for name in results["comparisons"][PSNR]]
+    names = list(results["comparisons"][PSNR])
     minutes: dict[str, list[float]] = {}
     for one in results["methods"]:
         if one.get("train_seconds"):

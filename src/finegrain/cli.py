@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from finegrain import __version__
 from finegrain.errors import ConfigError, DataError, FinegrainError, ModelError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from finegrain.acquisition import Acquisition
     from finegrain.scan.volume import CTVolume
@@ -85,7 +85,7 @@ def demo(
             dose_fraction=dose_fraction,
             seed=seed,
             json_file=json_file,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            progress=_follow(bar, task),
         )
     _print_table(outcome.title, outcome.table)
     print(f"\nReport: {outcome.report}")
@@ -380,7 +380,7 @@ def bench(
             data_root=data_root,
             with_scans=scans,
             workers=workers,
-            told=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
+            told=_follow(bar, task),
         )
     found = check_bench(version, built, with_scans=scans)
     if not found.holds:
@@ -477,7 +477,7 @@ def study(
             out,
             data_root=data_root,
             jobs=jobs,
-            progress=lambda what, done, total: bar.update(part, description=what, completed=done, total=total),
+            progress=_follow(bar, part),
             whole=lambda share: bar.update(all_of_it, completed=share),
         )
     _print_table(settings.title, outcome.table)
@@ -634,7 +634,7 @@ def evaluate(
             sources,
             scratch=out,
             jobs=jobs,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+            progress=_follow(bar, task),
         )
     from finegrain.report import label_of, render_evaluation
     from finegrain.report.evaluation import evaluation_page
@@ -673,6 +673,11 @@ def _progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         yield bar
+
+
+def _follow(bar: Progress, task: TaskID) -> Callable[[str, int, int], None]:
+    """What shows on a bar's line what is being done, how much of it is finished, and how much there is."""
+    return lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def _print_table(title: str, rows: list[list[str]]) -> None:
