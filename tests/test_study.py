@@ -242,11 +242,12 @@ def wide_study(tmp_path_factory):
                 {"name": "filters", "family": "convolution"},
                 {"name": "plain", "family": "hybrid"},
                 {"name": "ours", "family": "hybrid", "loss": {"weight": 0.05}},
-                {"kind": "peer", "name": "RED-CNN", "peer": "RED-CNN", "widths": [4]},
+                {"kind": "peer", "name": "RED-CNN", "peer": "RED-CNN", "widths": [4], "seeds": 1},
                 {"kind": "classical", "name": "NLM", "method": "nlm", "strengths": [0.5, 1.0]},
                 {"kind": "classical", "name": "TV", "method": "tv", "strengths": [0.1, 1.0]},
             ],
             "proposed": "ours",
+            "contender": "filters",
             "seeds": [3, 4],
             "sweeps": [{"arm": "ours", "weights": [0.5]}],
             "lesions": {"diameters_mm": [4, 8], "contrasts_hu": [-900, -300], "per_slice": 6},
@@ -270,14 +271,30 @@ def wide_study(tmp_path_factory):
 def test_every_network_is_trained_with_every_seed_and_its_patients_are_means_over_them(wide_study):
     _, _, results, _ = wide_study
     made = {(method["name"], method["seed"]) for method in results["methods"]}
-    networks = {"filters", "plain", "ours", "RED-CNN", "ours, λ 0.5"}
-    assert made == {(name, seed) for name in networks for seed in (3, 4)} | {("NLM", None), ("TV", None)}
+    networks = {"filters", "plain", "ours", "ours, λ 0.5"}
+    assert made == {(name, seed) for name in networks for seed in (3, 4)} | {("RED-CNN", 3), ("NLM", None), ("TV", None)}
     key = "psnr_db[abdomen-40/400]"
     ours = results["measures"]["ours"][key]
     assert len(set(ours["seed_means"])) == 2
     assert ours["mean"] == pytest.approx(np.mean(ours["seed_means"]))
     assert len(set(results["measures"]["low dose"][key]["seed_means"])) == 1
     assert results["over_seeds"][key]["filters"]["n_seeds"] == 2
+    assert results["measures"]["RED-CNN"][key]["seed_means"] == [pytest.approx(results["measures"]["RED-CNN"][key]["mean"])]
+
+
+def test_the_contender_is_compared_as_the_proposed_network_is(wide_study):
+    _, _, results, page = wide_study
+    contender, key = results["contender"], "psnr_db[abdomen-40/400]"
+    assert contender["families"]["paper"] == ["plain", "ours"]
+    assert "filters, equalised" in results["measures"]
+    forth, back = contender["comparisons"][key]["ours"], results["comparisons"][key]["filters"]
+    assert forth["mean"] == pytest.approx(-back["mean"])
+    assert forth["n_comparisons"] == len(contender["families"]["paper"])
+    assert contender["over_seeds"][key]["ours"]["n_seeds"] == 2
+    assert set(contender["equivalence"]) == {"plain", "ours", "RED-CNN", "NLM", "TV"}
+    apart = results["measures"]["filters"][key]["mean"] - results["measures"]["RED-CNN"][key]["mean"]
+    assert contender["comparisons"][key]["RED-CNN"]["mean"] == pytest.approx(apart)
+    assert "“filters” against “ours” in PSNR" in page
 
 
 def test_holm_counts_the_papers_comparators_apart_from_all_others(wide_study):

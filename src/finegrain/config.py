@@ -422,6 +422,11 @@ class PeerArm(Config):
     peer: Literal["RED-CNN", "ResNet", "CTformer"]
     widths: tuple[int, ...] = Field((), description="Its widths; as published if not given.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; the study's if not given.")
+    seeds: int | None = Field(
+        None,
+        ge=1,
+        description="Trained with the first so many of the study's seeds, if it is too costly for all.",
+    )
 
 
 class ClassicalArm(Config):
@@ -486,6 +491,9 @@ class StudyConfig(PairsInput):
     train: TrainConfig = TrainConfig()
     arms: tuple[StudyArm, ...] = PAPER_ARMS
     proposed: str = Field("hybrid, dual-domain loss", description="The network that is compared with every other arm.")
+    contender: str | None = Field(
+        None, description="Another network arm, beyond the paper, that is compared with every other arm in the same way."
+    )
     seeds: tuple[int, ...] = Field(
         (), description="Each network is trained once with each; the seed of train alone if none is given. A claim needs three."
     )
@@ -519,6 +527,17 @@ class StudyConfig(PairsInput):
         """The seeds that each network is trained with."""
         return self.seeds or (self.train.seed,)
 
+    def seeds_of(self, arm: StudyArm) -> tuple[int | None, ...]:
+        """The seeds that an arm is trained with; None alone for one that is not trained."""
+        if isinstance(arm, ClassicalArm):
+            return (None,)
+        return self.all_seeds[: arm.seeds] if isinstance(arm, PeerArm) else self.all_seeds
+
+    @property
+    def leads(self) -> tuple[str, ...]:
+        """The networks that are compared with every other arm: the proposed one, and the contender if there is one."""
+        return (self.proposed,) if self.contender is None else (self.proposed, self.contender)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         arms = self.all_arms
@@ -531,8 +550,11 @@ class StudyConfig(PairsInput):
         if len({slug(name) for name in names}) < len(names):
             raise ValueError(f"two arms share a file name, which keeps letters a-z and digits alone: {names}")
         networks = [arm for arm in arms if isinstance(arm, Arm)]
-        if self.proposed not in [arm.name for arm in networks]:
-            raise ValueError(f"proposed arm {self.proposed!r} is none of {[arm.name for arm in networks]}")
+        for what, name in zip(("proposed", "contender"), self.leads, strict=False):
+            if name not in [arm.name for arm in networks]:
+                raise ValueError(f"{what} arm {name!r} is none of {[arm.name for arm in networks]}")
+        if self.contender == self.proposed:
+            raise ValueError(f"the contender {self.contender!r} is the proposed arm itself; name another, or none")
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"two seeds are the same: {list(self.all_seeds)}")
         if len({slug(name) for name in self.generalisation}) < len(self.generalisation) or not all(map(slug, self.generalisation)):

@@ -70,13 +70,18 @@ def interval_of(compared: PairedComparison) -> tuple[float, float, str]:
     return compared.interval_low, compared.interval_high, "BCa"
 
 
+def in_words(compared: PairedComparison, *, unit: str) -> str:
+    """The mean difference and its interval."""
+    low, high, name = interval_of(compared)
+    return f"{compared.mean:+.3f}{unit}, 95 % interval ({name}) [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+
 def judge(claim: str, compared: PairedComparison, *, least: float, unit: str, sign: int = 1) -> dict[str, str]:
     """One claim against one comparison. `sign` −1 where a lower value is the better one; `least` is the gain that is claimed.
 
     "cannot be said": too few patients to tell, or a difference that is not significant and may yet be as large as claimed.
     """
-    low, high, name = interval_of(compared)
-    interval = f"{compared.mean:+.3f}{unit}, 95 % interval ({name}) [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    low, high, _ = interval_of(compared)
     gain = sign * compared.mean
     largest = max(sign * low, sign * high)
     if not compared.can_reach():
@@ -87,7 +92,7 @@ def judge(claim: str, compared: PairedComparison, *, least: float, unit: str, si
         verdict = "opposite"
     else:
         verdict = "reproduced" if gain >= least else "not reproduced"
-    return {"claim": claim, "found": interval, "verdict": verdict, "why": compared.verdict()}
+    return {"claim": claim, "found": in_words(compared, unit=unit), "verdict": verdict, "why": compared.verdict()}
 
 
 def plain(comparisons: Mapping[str, Mapping[str, PairedComparison]]) -> dict[str, dict[str, Any]]:

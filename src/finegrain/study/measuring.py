@@ -88,16 +88,15 @@ class Measured:
 
 
 def free_names(config: StudyConfig) -> list[str]:
-    """Methods that need no training: blends and equalisers of the spatial-only network, the equaliser of the proposed one."""
+    """Methods that need no training: blends and equalisers of the spatial-only network, the equalisers of those that lead."""
     free = [f"blend {share:g}" for share in BLENDS] + [f"equaliser {strength:g}" for strength in EQUALISERS]
     spatial = spatial_arm(config)
-    own = [] if config.proposed == spatial else [equalised_name(config)]
-    return (free if spatial is not None else []) + own
+    return (free if spatial is not None else []) + [equalised_name(lead) for lead in config.leads if lead != spatial]
 
 
-def equalised_name(config: StudyConfig) -> str:
-    """The proposed network with its own equaliser at full strength."""
-    return f"{config.proposed}, equalised"
+def equalised_name(lead: str) -> str:
+    """A network with its own equaliser at full strength."""
+    return f"{lead}, equalised"
 
 
 def study_images(
@@ -121,8 +120,8 @@ def study_images(
             images |= {
                 (f"equaliser {strength:g}", seed): _equalised(equaliser, image, stored[0], strength) for strength in EQUALISERS
             }
-        if name == config.proposed != spatial:
-            images[equalised_name(config), seed] = _equalised(equaliser, image, stored[0], 1.0)
+        elif name in config.leads:
+            images[equalised_name(name), seed] = _equalised(equaliser, image, stored[0], 1.0)
     return images
 
 

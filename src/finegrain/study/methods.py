@@ -96,10 +96,8 @@ class TestSet:
 
 
 def all_methods(config: StudyConfig) -> list[Method]:
-    """Every method of a study, in the order of its arms: each network once with each seed."""
-    return [
-        Method(arm, seed) for arm in config.all_arms for seed in ((None,) if isinstance(arm, ClassicalArm) else config.all_seeds)
-    ]
+    """Every method of a study, in the order of its arms: each network once with each of its seeds."""
+    return [Method(arm, seed) for arm in config.all_arms for seed in config.seeds_of(arm)]
 
 
 def untrained(config: StudyConfig, method: Method) -> ImageNetwork:
@@ -172,7 +170,7 @@ def _trained(
         "train_seconds": result.seconds,
         "history": result.history,
     }
-    if method.arm.name in (spatial_arm(config), config.proposed):
+    if method.arm.name in (spatial_arm(config), *config.leads):
         facts["equaliser"] = _equaliser(method, denoiser.denoise_slice, identity, main, folder, progress)
     return denoiser.denoise_slice, facts, identity
 

@@ -84,7 +84,8 @@ def _shown_methods(config: StudyConfig) -> list[ShownMethod]:
         shown.append(ShownMethod(arm.name, "free" if arm.kind == "classical" else "arm"))
     spatial = spatial_arm(config) or ""
     for name in free_names(config):
-        shown.append(ShownMethod(name, "free", start=config.proposed if name.startswith(config.proposed) else spatial))
+        start = name.removesuffix(", equalised")
+        shown.append(ShownMethod(name, "free", start=start if start in config.leads else spatial))
     return shown
 
 
@@ -97,8 +98,8 @@ def _seeds_note(config: StudyConfig, results: Mapping[str, Any]) -> str:
     for arm in config.arms:
         if arm.kind != "classical":
             means = results["measures"][arm.name][psnr]["seed_means"]
-            lines.append(f"{arm.name} {np.std(means, ddof=1):.3f}")
-    return f"Each network was trained with {len(seeds)} seeds. SD of the mean PSNR over seeds in dB: {', '.join(lines)}."
+            lines.append(f"{arm.name} {np.std(means, ddof=1):.3f}" if len(means) > 1 else f"{arm.name} trained once")
+    return f"The networks were trained with {len(seeds)} seeds. SD of the mean PSNR over seeds in dB: {', '.join(lines)}."
 
 
 def _rows(config: StudyConfig, results: Mapping[str, Any]) -> list[StudyRow]:

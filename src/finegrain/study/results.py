@@ -17,7 +17,7 @@ from finegrain.evaluate.stats import PairedComparison, compare_with_each, equiva
 from finegrain.figures import INPUT
 from finegrain.pairs.manifest import Pair, read_manifest
 from finegrain.pairs.summary import verdicts_table
-from finegrain.study.claims import comparators, judge_claims, plain
+from finegrain.study.claims import comparators, in_words, judge_claims, plain
 from finegrain.study.measuring import Measured
 from finegrain.study.methods import Method, TestSet
 
@@ -51,7 +51,8 @@ def collect_results(
     compared = {key: _compare(config, found, key) for key in compared_measures(config) if key in found[config.proposed]}
     paper = {key: {name: each[name] for name in comparators(config)} for key, each in compared.items()}
     psnr = f"psnr_db[{config.protocols[0]}]"
-    equivalence, equivalent_words = _equivalence(config, found[config.proposed], found, psnr)
+    equivalence, equivalent_words = _equivalence(config, found, psnr)
+    contender, contender_words = _contender(config, found, by_seed, psnr)
     return {
         "title": config.title,
         "scale_note": scale_note(config, list(sets[0].pairs)),
@@ -64,6 +65,7 @@ def collect_results(
         },
         "seeds": list(config.all_seeds),
         "proposed": config.proposed,
+        "contender": contender,
         "methods": [dict(facts[method]) for method in methods],
         "measures": {name: {key: _summary(name, key, found, by_seed) for key in metrics} for name, metrics in found.items()},
         "per_patient": found,
@@ -72,7 +74,7 @@ def collect_results(
         "over_seeds": _over_seeds(config, by_seed),
         "claims": judge_claims(config, found, paper),
         "equivalence": equivalence,
-        "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB") + equivalent_words,
+        "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB") + equivalent_words + contender_words,
         "regions": _by_group(config, own, lambda pair: pair.region),
         "doses": _by_group(config, own, dose_in_words),
         "generalisation": _generalisation(config, sets, measured),
@@ -94,9 +96,12 @@ def _found(measured: Iterable[Measured], seed: int) -> dict[str, dict[str, dict[
 
 
 def _mean_over_seeds(each: Sequence[dict[str, dict[str, dict[str, float]]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """The mean of each value over the seeds that a method has; the first seed has every method."""
     return {
         method: {
-            key: {patient: float(np.mean([found[method][key][patient] for found in each])) for patient in patients}
+            key: {
+                patient: float(np.mean([found[method][key][patient] for found in each if method in found])) for patient in patients
+            }
             for key, patients in metrics.items()
         }
         for method, metrics in each[0].items()
@@ -107,7 +112,7 @@ def _summary(name: str, key: str, found: Mapping[str, Any], by_seed: Mapping[int
     """Mean ± SD over patients, each the mean over seeds; and the mean over patients of each seed."""
     values = np.array(list(found[name][key].values()))
     known = values[np.isfinite(values)]
-    seeds = [np.array(list(one[name][key].values())) for one in by_seed.values()]
+    seeds = [np.array(list(one[name][key].values())) for one in by_seed.values() if name in one]
     return {
         "mean": float(known.mean()) if len(known) else math.nan,
         "sd": float(known.std(ddof=1)) if len(known) > 1 else math.nan,
@@ -151,10 +156,33 @@ def _compare(config: StudyConfig, found: Mapping[str, Any], key: str) -> dict[st
     return compared
 
 
-def _equivalence(
-    config: StudyConfig, ours: Mapping[str, Mapping[str, float]], found: Mapping[str, Any], key: str
-) -> tuple[dict[str, Any], list[str]]:
+def _contender(
+    config: StudyConfig, found: Mapping[str, Any], by_seed: Mapping[int, Any], psnr: str
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The contender against each other method, as the proposed network is compared: `proposed` stands for it here. And in words."""
+    if config.contender is None:
+        return None, []
+    turned = config.model_copy(update={"proposed": config.contender, "contender": config.proposed})
+    compared = {key: _compare(turned, found, key) for key in compared_measures(config) if key in found[config.contender]}
+    arms = {arm.name for arm in config.arms}
+    words = [
+        f"“{config.contender}” against “{name}” in PSNR: {in_words(one, unit=' dB')}; {one.verdict()}."
+        for name, one in compared[psnr].items()
+        if name in arms
+    ]
+    contender = {
+        "proposed": config.contender,
+        "comparisons": plain(compared),
+        "families": {"paper": comparators(turned), "others": _others(turned, found)},
+        "over_seeds": _over_seeds(turned, by_seed),
+        "equivalence": _equivalence(turned, found, psnr)[0],
+    }
+    return contender, words
+
+
+def _equivalence(config: StudyConfig, found: Mapping[str, Any], key: str) -> tuple[dict[str, Any], list[str]]:
     """Whether the proposed network and each other arm have the same PSNR within a margin, by two one-sided tests over patients."""
+    ours = found[config.proposed]
     patients = sorted(ours[key])
     others = [arm.name for arm in config.arms if arm.name != config.proposed]
     values = {name: [found[name].get(key, {}).get(patient, math.nan) for patient in patients] for name in others}
