@@ -423,9 +423,7 @@ class PeerArm(Config):
     widths: tuple[int, ...] = Field((), description="Its widths; as published if not given.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; the study's if not given.")
     seeds: int | None = Field(
-        None,
-        ge=1,
-        description="Trained with the first so many of the study's seeds, if it is too costly for all.",
+        None, ge=1, description="Trained with the first so many of the study's seeds, if it is too costly for all."
     )
 
 

@@ -48,10 +48,9 @@ def collect_results(
     own = [one for one in measured if not one.set_name]
     by_seed = {seed: _found(own, seed) for seed in config.all_seeds}
     found = _mean_over_seeds(list(by_seed.values()))
-    compared = {key: _compare(config, found, key) for key in compared_measures(config) if key in found[config.proposed]}
-    paper = {key: {name: each[name] for name in comparators(config)} for key, each in compared.items()}
     psnr = f"psnr_db[{config.protocols[0]}]"
-    equivalence, equivalent_words = _equivalence(config, found, psnr)
+    compared, against_each, equivalent_words = _against_each(config, found, by_seed, psnr)
+    paper = {key: {name: each[name] for name in comparators(config)} for key, each in compared.items()}
     contender, contender_words = _contender(config, found, by_seed, psnr)
     return {
         "title": config.title,
@@ -64,16 +63,12 @@ def collect_results(
             for side in ("train", "validation", "test")
         },
         "seeds": list(config.all_seeds),
-        "proposed": config.proposed,
+        **against_each,
         "contender": contender,
         "methods": [dict(facts[method]) for method in methods],
         "measures": {name: {key: _summary(name, key, found, by_seed) for key in metrics} for name, metrics in found.items()},
         "per_patient": found,
-        "comparisons": plain(compared),
-        "families": {"paper": comparators(config), "others": _others(config, found)},
-        "over_seeds": _over_seeds(config, by_seed),
         "claims": judge_claims(config, found, paper),
-        "equivalence": equivalence,
         "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB") + equivalent_words + contender_words,
         "regions": _by_group(config, own, lambda pair: pair.region),
         "doses": _by_group(config, own, dose_in_words),
@@ -156,28 +151,37 @@ def _compare(config: StudyConfig, found: Mapping[str, Any], key: str) -> dict[st
     return compared
 
 
+def _against_each(
+    config: StudyConfig, found: Mapping[str, Any], by_seed: Mapping[int, Any], psnr: str
+) -> tuple[dict[str, dict[str, PairedComparison]], dict[str, Any], list[str]]:
+    """The proposed network against each other method: the comparisons, all of it ready for JSON, and who is its equal in words."""
+    compared = {key: _compare(config, found, key) for key in compared_measures(config) if key in found[config.proposed]}
+    equivalence, equivalent_words = _equivalence(config, found, psnr)
+    against_each = {
+        "proposed": config.proposed,
+        "comparisons": plain(compared),
+        "families": {"paper": comparators(config), "others": _others(config, found)},
+        "over_seeds": _over_seeds(config, by_seed),
+        "equivalence": equivalence,
+    }
+    return compared, against_each, equivalent_words
+
+
 def _contender(
     config: StudyConfig, found: Mapping[str, Any], by_seed: Mapping[int, Any], psnr: str
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The contender against each other method, as the proposed network is compared: `proposed` stands for it here. And in words."""
+    """The contender against each other method, as if it were proposed; and in words."""
     if config.contender is None:
         return None, []
     turned = config.model_copy(update={"proposed": config.contender, "contender": config.proposed})
-    compared = {key: _compare(turned, found, key) for key in compared_measures(config) if key in found[config.contender]}
+    compared, against_each, _ = _against_each(turned, found, by_seed, psnr)
     arms = {arm.name for arm in config.arms}
     words = [
         f"“{config.contender}” against “{name}” in PSNR: {in_words(one, unit=' dB')}; {one.verdict()}."
         for name, one in compared[psnr].items()
         if name in arms
     ]
-    contender = {
-        "proposed": config.contender,
-        "comparisons": plain(compared),
-        "families": {"paper": comparators(turned), "others": _others(turned, found)},
-        "over_seeds": _over_seeds(turned, by_seed),
-        "equivalence": _equivalence(turned, found, psnr)[0],
-    }
-    return contender, words
+    return against_each, words
 
 
 def _equivalence(config: StudyConfig, found: Mapping[str, Any], key: str) -> tuple[dict[str, Any], list[str]]:
@@ -293,14 +297,18 @@ def dose_in_words(pair: Pair) -> str:
     return "unknown" if pair.dose_fraction is None else f"{pair.dose_fraction:.0%}"
 
 
+def _gains(measured: Sequence[Measured], psnr: str) -> list[tuple[float, Measured]]:
+    """Gain in PSNR over the input on each slice, of every method and seed."""
+    known = [one for one in measured if one.metrics]
+    before = {one.pair.key: one.metrics[psnr] for one in known if one.method == INPUT}
+    return [(one.metrics[psnr] - before[one.pair.key], one) for one in known if one.method != INPUT]
+
+
 def _least_gains(measured: Sequence[Measured], psnr: str) -> dict[str, float]:
     """Gain in PSNR over the input on the slice where it is least, of all seeds, by method."""
-    before = {one.pair.key: one.metrics[psnr] for one in measured if one.method == INPUT and one.metrics}
     least: dict[str, float] = {}
-    for one in measured:
-        if one.method != INPUT and one.metrics:
-            gain = one.metrics[psnr] - before[one.pair.key]
-            least[one.method] = min(gain, least.get(one.method, math.inf))
+    for gain, one in _gains(measured, psnr):
+        least[one.method] = min(gain, least.get(one.method, math.inf))
     return least
 
 
@@ -316,12 +324,11 @@ def _spectra(config: StudyConfig, measured: Sequence[Measured]) -> dict[str, Any
 
 def _worst(config: StudyConfig, measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """Slices with the least gain in PSNR over the input: of the proposed network several, of each other network one."""
-    psnr = f"psnr_db[{config.protocols[0]}]"
-    before = {one.pair.key: one.metrics[psnr] for one in measured if one.method == INPUT}
+    every = _gains(measured, f"psnr_db[{config.protocols[0]}]")
     networks = [arm.name for arm in config.arms if isinstance(arm, Arm)]
     found = []
     for name in sorted(networks, key=lambda name: name != config.proposed):
-        gains = sorted((one.metrics[psnr] - before[one.pair.key], one.pair.key, one.seed) for one in measured if one.method == name)
+        gains = sorted((gain, one.pair.key, one.seed) for gain, one in every if one.method == name)
         shown: set[str] = set()
         for gain, key, seed in gains:
             if key not in shown and len(shown) < (WORST_OF_PROPOSED if name == config.proposed else 1):
