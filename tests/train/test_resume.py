@@ -145,6 +145,25 @@ def test_a_checkpoint_is_due_by_steps_or_by_time(store, tiny_fit, tmp_path):
     assert saved("time", checkpoint_every=1000, checkpoint_minutes=1e-9) == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_finished_run_keeps_the_weights_that_did_best_and_gives_them_again(store, tiny_fit, tmp_path):
+    run = tmp_path / "run"
+    steps_to_go = []
+    with pytest.raises(Stopped):
+        tiny_fit(store, run, progress=_signal_at(STEPS // 2, signal.SIGTERM))
+    on_the_way = (run / "checkpoint.pt").stat().st_size
+    first = tiny_fit(store, run)
+    assert list(_weights(run)) == ["best"]
+    assert (run / "checkpoint.pt").stat().st_size < on_the_way / 3
+    # The checkpoint alone is enough: all else may be lost.
+    for path in run.iterdir():
+        if path.name != "checkpoint.pt":
+            path.unlink()
+    again = tiny_fit(store, run, progress=lambda step, _: steps_to_go.append(step))
+    assert steps_to_go == []
+    assert (again.history, again.best_step) == (first.history, first.best_step)
+    _assert_same(dict(again.network.state_dict()), dict(first.network.state_dict()))
+
+
 def test_a_damaged_checkpoint_is_one_line_that_says_what_to_do(store, tiny_fit, tmp_path):
     run = tmp_path / "run"
     tiny_fit(store, run, steps=2)

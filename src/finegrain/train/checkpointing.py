@@ -92,8 +92,8 @@ class Checkpoint:
         if not self.path.is_file():
             return
         held = _read(self.path)
-        for name, part in self.parts.items():
-            part.load_state_dict(held["parts"][name])
+        for name, state in held["parts"].items():
+            self.parts[name].load_state_dict(state)
         self.generator.set_state(held["generator"])
         for name, value in held["course"].items():
             setattr(self.course, name, value)
@@ -103,13 +103,17 @@ class Checkpoint:
         """Whether steps or minutes since the last one ask for a checkpoint now."""
         return self.course.step % train.checkpoint_every == 0 or time.monotonic() - self.saved_at > 60 * train.checkpoint_minutes
 
-    def save(self) -> None:
-        """Write the file; until it is whole on the disk, the one before keeps its place."""
+    def save(self, *, only: str | None = None) -> None:
+        """Write the file; until it is whole on the disk, the one before keeps its place.
+
+        Args:
+            only: of a run that is finished, the one part that is still of use.
+        """
         held = {
             "fingerprint": self.fingerprint,
             "course": vars(self.course),
             "generator": self.generator.get_state(),
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "parts": {name: part.state_dict() for name, part in self.parts.items() if only in (None, name)},
         }
         write_tensors(self.path, held)
         self.saved_step, self.saved_at = self.course.step, time.monotonic()

@@ -154,7 +154,7 @@ def fit(
                         record.add_validation(best)
                     if validates or stops or checkpoint.is_due(train):
                         record.settle()
-                        checkpoint.save()
+                        checkpoint.save(only="best" if course.step == train.steps else None)
                 if progress:
                     progress(course.step, course.history[-1] if course.history else {})
             if stops:
