@@ -26,6 +26,7 @@ from finegrain.networks.onnx_file import check_onnx
 from finegrain.scan.derived import Derivation
 from finegrain.scan.privacy import shown
 from finegrain.scan.volume import CTVolume
+from finegrain.spread import spread
 
 BUNDLED = "finegrain-s"
 """Name of the model that ships with the package."""
@@ -245,9 +246,8 @@ class Denoiser:
 
 def _noise_of_volume_hu(volume: CTVolume) -> float | None:
     """Median over slices of the noise in the body, as in a card; None if there is no body."""
-    chosen = np.unique(np.linspace(0, len(volume) - 1, min(len(volume), NOISE_SLICES)).round().astype(int))
     levels = []
-    for k in chosen:
+    for k in spread(range(len(volume)), NOISE_SLICES):
         hu = np.where(volume.padding[k], np.float32(AIR_HU), volume.hu[k])
         body = ndimage.binary_fill_holes(ndimage.gaussian_filter(hu, 2.0) > BODY_HU)
         levels.append(median_noise_hu(hu, body))

@@ -15,6 +15,7 @@ from finegrain.pairs.damage import ProofRow, ProofTable, Specimen, prove
 from finegrain.pairs.gallery import Entry, write_gallery
 from finegrain.pairs.manifest import Pair
 from finegrain.pairs.qc import Judged, QcLimits, judge
+from finegrain.spread import spread
 
 PROOF_PAIRS = 40
 """Good pairs that are damaged in every way: a minute, and rates to some per cent."""
@@ -60,8 +61,7 @@ def proof_of_store(store: Path, pairs: Sequence[Pair], *, seed: int = 0, limits:
     places = [(scan, k) for scan in whole for k in range(len(scan))]
     if not places:
         raise DataError("the proof needs good pairs of two slices of one scan; build more pairs")
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(PROOF_PAIRS, len(places))).round().astype(int))
-    return prove([_specimen(store, *places[k]) for k in chosen], limits, seed=seed)
+    return prove([_specimen(store, *place) for place in spread(places, PROOF_PAIRS)], limits, seed=seed)
 
 
 def proof_rows(table: ProofTable) -> list[list[str]]:

@@ -47,6 +47,7 @@ from finegrain.report.words import (
     percent,
     table_of,
 )
+from finegrain.spread import spread
 
 MAX_SLICES = 3
 """A demo page shows at most so many slices: more would make it heavier than a mail can carry."""
@@ -213,7 +214,7 @@ def _bias_sentence(after: Mapping[str, float]) -> str:
 
 def render_demo(report: DemoReport, path: Path) -> None:
     """Write the page of one scan. The file appears whole or not at all."""
-    shown = _shown_slices(report.slices)
+    shown = spread(report.slices, MAX_SLICES)
     crops = {view.name: find_crops(view.normal_dose, pixel_mm=view.pixel_mm) for view in shown}
     main = max(shown, key=lambda view: (len(crops[view.name]), sum(place.score for place in crops[view.name][:1])))
     box = body_box([view.normal_dose for view in shown])
@@ -239,11 +240,6 @@ def render_demo(report: DemoReport, path: Path) -> None:
         band_plots=_band_plots(report.measures),
         total_s=sum(value for value in report.timings_s.values() if math.isfinite(value)),
     )
-
-
-def _shown_slices(slices: Sequence[SliceView]) -> list[SliceView]:
-    indices = np.linspace(0, len(slices) - 1, min(len(slices), MAX_SLICES)).round().astype(int)
-    return [slices[index] for index in indices]
 
 
 def _summary(report: DemoReport) -> list[dict[str, str]]:

@@ -25,6 +25,7 @@ from finegrain.simulate.fbp import ReconKernel, filtered_backprojection, reconst
 from finegrain.simulate.geometry import FanBeam, ParallelBeam, pixels_from_isocentre
 from finegrain.simulate.projector import Projector
 from finegrain.simulate.spectrum import Spectrum, split_materials
+from finegrain.spread import spread
 
 BODY_HU = -300.0
 """What is brighter counts as body where it matters whether the rays see all of it."""
@@ -287,8 +288,9 @@ def matching_exposure(
     scanner = scanner_of(volume, kernel=kernel, exposure=start, fan=fan)
     relative = photons_along_z(volume, start) / start.photons
     photons = []
-    for index in np.unique(np.linspace(0, len(volume) - 1, 7).round().astype(int)[1:-1] if len(volume) > 1 else [0]):
-        hu = without_padding(volume, int(index))
+    chosen = spread(range(len(volume)), 7)
+    for index in chosen[1:-1] or chosen:  # the ends of a scan often hold little body
+        hu = without_padding(volume, index)
         noises = [
             scanner.noise_hu(hu, generator=np.random.default_rng(seed), photons=start.photons * relative[index])
             for seed in range(2)

@@ -32,6 +32,7 @@ from finegrain.networks.skeleton import STRIDE, ImageNetwork, build_network, cou
 from finegrain.pairs.dataset import half_per_mm_of
 from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions
+from finegrain.spread import spread
 from finegrain.study.classical import denoise_classically, tune
 from finegrain.train.loop import CHECKPOINT, check_run_folder, fit
 
@@ -206,9 +207,7 @@ def equaliser_of(facts: Mapping[str, Any]) -> BandEqualiser | None:
 def _tuned(
     config: StudyConfig, arm: ClassicalArm, main: TestSet, folder: Path, progress: Progress
 ) -> tuple[Denoise, dict[str, Any], str]:
-    validation = [pair for pair in main.pairs if pair.split == "validation"]
-    places = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MOST_TUNING_SLICES)).round().astype(int))
-    chosen = [validation[k] for k in places]
+    chosen = spread([pair for pair in main.pairs if pair.split == "validation"], MOST_TUNING_SLICES)
     stamp = stamp_of(arm.model_dump(), config.protocols[0], [pair.sha256 for pair in chosen], _classical_program())
     held = read_json(folder / "tuning.json")
     if held.get("stamp") != stamp:

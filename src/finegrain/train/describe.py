@@ -26,6 +26,7 @@ from finegrain.pairs.dataset import half_per_mm_of
 from finegrain.pairs.manifest import Pair
 from finegrain.pairs.qc.view import View
 from finegrain.provenance import versions
+from finegrain.spread import spread
 from finegrain.train.loop import FitResult
 from finegrain.train.validation import MOST_SLICES, PSNR_NAME, compared, validation_set
 
@@ -92,7 +93,7 @@ def data_sha256(pairs: Iterable[Pair]) -> str:
 
 def calibrated_gains(engine: Engine, validation: Sequence[Pair], store: Path, hu_range: HURange) -> BandGains | None:
     """The band equaliser of a network, on validation pairs spread over those there are; None if none of them shows a body."""
-    chosen = _spread(validation, CALIBRATION_SLICES)
+    chosen = spread(validation, CALIBRATION_SLICES)
     slices = []
     for pair in chosen:
         noisy, reference = _cropped(pair.images(store)[:2])
@@ -119,7 +120,7 @@ def card_metrics(
 
     The PSNR also of a network that is told the kernel, and dose and kernel, where they are known.
     """
-    chosen = _spread(validation, MOST_SLICES)
+    chosen = spread(validation, MOST_SLICES)
     crops = [(inputs.numpy(), targets.numpy()) for inputs, targets in validation_set(chosen, store, hu_range)]
 
     def outputs(told: Sequence[Acquisition]) -> list[NDArray[np.float32]]:
@@ -157,7 +158,7 @@ def _with(what: str, name: str) -> str:
 def noise_of_inputs_hu(pairs: Sequence[Pair], store: Path) -> tuple[float, float] | None:
     """Least and most noise of low-dose images in the body; None if none of them shows a body."""
     found = []
-    for pair in _spread(pairs, NOISE_SLICES):
+    for pair in spread(pairs, NOISE_SLICES):
         noisy, reference = _cropped(pair.images(store)[:2])
         level = median_noise_hu(noisy, _body(noisy, reference, pair))
         found.append(None if level is None else round(level, 2))
@@ -172,11 +173,6 @@ def _cropped(images: NDArray[np.int16]) -> NDArray[np.float32]:
     """Images of whole strides: a rest at the lower and right edge is left out. Shape: (image, y, x)."""
     rows, columns = (length // STRIDE * STRIDE for length in images.shape[-2:])
     return images[:, :rows, :columns].astype(np.float32)
-
-
-def _spread(pairs: Sequence[Pair], most: int) -> list[Pair]:
-    """At most so many pairs, evenly over all; the same each time."""
-    return [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))]
 
 
 def _range(values: Iterable[float | None]) -> tuple[float, float] | None:

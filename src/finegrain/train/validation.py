@@ -15,6 +15,7 @@ from finegrain.frequency import Band, block_dct
 from finegrain.hu import HURange
 from finegrain.networks.skeleton import STRIDE, ImageNetwork
 from finegrain.pairs.manifest import Pair
+from finegrain.spread import spread
 
 MOST_SLICES = 16
 """Validation slices; a default, taken from nowhere."""
@@ -34,9 +35,8 @@ def validation_set(pairs: list[Pair], folder: Path, hu_range: HURange) -> list[t
     """The same central crops at every validation, at most `MOST_SLICES`, spread over the pairs: input and target, unit range."""
     if not pairs:
         raise DataError("no validation pairs: the manifest has none in its split 'validation'")
-    places = np.linspace(0, len(pairs) - 1, min(MOST_SLICES, len(pairs))).round().astype(int)
     crops = []
-    for pair in [pairs[i] for i in np.unique(places)]:
+    for pair in spread(pairs, MOST_SLICES):
         images = pair.images(folder)
         rows, columns = (min(SIDE, length) // STRIDE * STRIDE for length in images.shape[1:])
         top, left = (images.shape[1] - rows) // 2, (images.shape[2] - columns) // 2
