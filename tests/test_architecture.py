@@ -10,7 +10,19 @@ import pytest
 import finegrain
 
 PACKAGE = Path(finegrain.__file__).parent
-GROUND = {"acquisition", "equaliser", "errors", "hu", "files", "frequency", "noise_power", "config", "provenance", "parallel"}
+GROUND = {
+    "acquisition",
+    "config",
+    "equaliser",
+    "errors",
+    "files",
+    "frequency",
+    "hu",
+    "noise_power",
+    "parallel",
+    "provenance",
+    "spread",
+}
 ARROWS = {
     "scan": set(),
     "simulate": {"scan"},

@@ -1,5 +1,7 @@
 """Which of many are looked at."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ def test_items_come_in_order_none_twice_ends_included_and_evenly(n, most):
     assert len(chosen) == min(n, most)
     assert chosen == sorted(set(chosen))
     if n > 1:
-        gaps = [after - before for before, after in zip(chosen, chosen[1:], strict=False)]
+        gaps = [after - before for before, after in pairwise(chosen)]
         assert (chosen[0], chosen[-1]) == (0, n - 1)
         assert max(gaps) - min(gaps) <= 1
 
