@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from finegrain.errors import DataError
-from finegrain.evaluate.stats import BCA_FROM, relative_improvement
+from finegrain.evaluate.stats import relative_improvement
 from finegrain.files import write_whole
 
 PSNR, SSIM = "psnr_db[abdomen-40/400]", "ssim[abdomen-40/400]"
@@ -55,7 +55,7 @@ def number(value: float | None, digits: int, *, signed: bool = False) -> str:
 def difference(results: Mapping[str, Any], key: str, name: str, digits: int) -> str:
     """The proposed network less another, with interval, p, and the interval that knows of the seeds."""
     found = results["comparisons"][key][name]
-    low, high = (found["interval_low"], found["interval_high"]) if found["n"] >= BCA_FROM else (found["t_low"], found["t_high"])
+    low, high, _ = found["interval"]
     text = f"{number(found['mean'], digits, signed=True)} [{number(low, digits, signed=True)}, {number(high, digits, signed=True)}]"
     if found["holm_p"] is not None and math.isfinite(found["holm_p"]):
         text += f", p = {found['holm_p']:.2g}"

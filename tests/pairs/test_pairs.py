@@ -50,7 +50,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     config = PairsConfig(
         sources=(
-            PhantomSource(region="thorax", patients=3, slices=1, first_seed=7),
+            PhantomSource(region="thorax", patients=3, slices=1, first_seed=9),
             ScanSource(path=str(sample_folder()), patient="sample", every=4, own_kernel="B40f", split="test"),
         ),
         size=192,
@@ -64,7 +64,7 @@ def built(tmp_path_factory):
 def test_a_build_holds_every_slice_with_its_truth_where_there_is_one(built):
     _, folder, pairs = built
     assert [pair.patient for pair in pairs if pair.patient == "sample"] == ["sample", "sample"]
-    assert {pair.patient for pair in pairs} == {"virtual-0007", "virtual-0008", "virtual-0009", "sample"}
+    assert {pair.patient for pair in pairs} == {"virtual-0009", "virtual-0010", "virtual-0011", "sample"}
     for pair in pairs:
         images = pair.images(folder)
         assert len(images) == (3 if pair.has_truth else 2)

@@ -117,9 +117,15 @@ class PairedComparison:
             return f"significantly {'higher' if self.mean > 0 else 'lower'} than the baseline (n = {self.n}, {p})"
         return f"no significant difference (n = {self.n}, {p}), which does not show that there is none"
 
+    def interval(self) -> tuple[float, float, str]:
+        """The 95 % interval of the mean that can be trusted at this number of patients, and its name."""
+        if self.n < BCA_FROM:
+            return self.t_low, self.t_high, "t"
+        return self.interval_low, self.interval_high, "BCa"
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields and the verdict, fit for JSON: what is not finite becomes None."""
-        return {**json_safe(asdict(self)), "verdict": self.verdict()}
+        """The fields, the interval to read and the verdict, fit for JSON: what is not finite becomes None."""
+        return {**json_safe(asdict(self)), "interval": json_safe(self.interval()), "verdict": self.verdict()}
 
 
 def compare_paired(proposed: ArrayLike, baseline: ArrayLike, *, seed: int = 0, n_resamples: int = 9999) -> PairedComparison:

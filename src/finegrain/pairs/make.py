@@ -167,11 +167,11 @@ def _features(task: Task, one: _Slice) -> list[float]:
 def _phantom_pairs(task: Task) -> Iterator[_Slice]:
     source, config = task.source, task.config
     assert isinstance(source, PhantomSource)
-    generator = np.random.default_rng(task.seed)
-    pixel_mm = float(generator.uniform(*config.pixel_mm))
+    pixel_mm = float(np.random.default_rng(task.seed).uniform(*config.pixel_mm))
     anatomy = _whole_body(task, pixel_mm)
     size = anatomy.hu.shape[-1]
     for number, hu in enumerate(anatomy.hu):
+        generator = np.random.default_rng([task.seed, number])  # its own, so that nothing passes from slice to slice
         draw = _Draw.make(config, generator)
         photons = float(np.exp(generator.uniform(*np.log(config.photons))))
         exposure = Exposure(photons=photons, **scanner_settings(PHANTOM_SLICE_MM))

@@ -8,7 +8,7 @@ from typing import Any
 
 from finegrain.config import Arm, StudyConfig
 from finegrain.errors import DataError
-from finegrain.evaluate.stats import BCA_FROM, PairedComparison, relative_improvement
+from finegrain.evaluate.stats import PairedComparison, relative_improvement
 
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Method → metric → patient → value."""
@@ -63,16 +63,9 @@ def _texture_claim(proposed: str, name: str, found: Found, compared: PairedCompa
     return claim | {"found": f"{gain}; {claim['found']}"}
 
 
-def interval_of(compared: PairedComparison) -> tuple[float, float, str]:
-    """The 95 % interval that can be trusted at this number of patients, and its name."""
-    if compared.n < BCA_FROM:
-        return compared.t_low, compared.t_high, "t"
-    return compared.interval_low, compared.interval_high, "BCa"
-
-
 def in_words(compared: PairedComparison, *, unit: str) -> str:
     """The mean difference and its interval."""
-    low, high, name = interval_of(compared)
+    low, high, name = compared.interval()
     return f"{compared.mean:+.3f}{unit}, 95 % interval ({name}) [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 
 
@@ -81,7 +74,7 @@ def judge(claim: str, compared: PairedComparison, *, least: float, unit: str, si
 
     "cannot be said": too few patients to tell, or a difference that is not significant and may yet be as large as claimed.
     """
-    low, high, _ = interval_of(compared)
+    low, high, _ = compared.interval()
     gain = sign * compared.mean
     largest = max(sign * low, sign * high)
     if not compared.can_reach():
