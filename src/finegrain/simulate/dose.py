@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy import ndimage, special, stats
+from scipy import ndimage, special
 
 from finegrain.errors import ConfigError
 from finegrain.simulate.geometry import ParallelBeam
@@ -360,8 +360,15 @@ def poisson_quantile(mean: NDArray[np.float32], z: NDArray[np.float32]) -> NDArr
     squared, root = z * z, np.sqrt(np.maximum(mean, FEW_COUNTS) - np.float32(1 / 12))
     counts = np.rint(mean + root * z + (squared - 1) / 6 + z * (1 - squared) / (72 * root))
     few = mean < FEW_COUNTS
-    counts[few] = stats.poisson.ppf(special.ndtr(z[few].astype(np.float64)), mean[few])
+    counts[few] = _exact_quantile(mean[few].astype(np.float64), special.ndtr(z[few].astype(np.float64)))
     return counts
+
+
+def _exact_quantile(mean: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The smallest count reached with at least this chance: SciPy's `poisson.ppf`, without loading all of its statistics."""
+    count = np.ceil(special.pdtrik(chance, mean))
+    below = np.maximum(count - 1, 0)  # the solution in real numbers may lie a rounding above a whole count
+    return np.where(special.pdtr(below, mean) >= chance, below, count)
 
 
 def log_bias(counts: NDArray[np.floating], electronic_sd: float) -> NDArray[np.float64]:
