@@ -271,12 +271,15 @@ def chest():
 
 
 def test_the_noise_of_a_real_target_is_known_from_the_pair_at_any_dose(chest):
-    """The median over its patches, in the mean of four draws, errs by less than 15 %; texture and edges would make it larger."""
+    """The median over its patches, in the mean of eight draws, errs by less than a tenth, at a quarter of the dose by an eighth.
+
+    Texture and edges would only make it larger; at a quarter it comes out 11 % too small.
+    """
     normal, scanner = chest
     loss = DualDomainLoss(LossConfig(weight=1.0, mode="adaptive"))
-    for dose_fraction in (0.1, 0.25, 0.5):
+    for dose_fraction, within in ((0.1, 0.1), (0.25, 0.125), (0.5, 0.1)):
         shares = []
-        for seed in range(4):
+        for seed in range(8):
             noise = scanner.missing_noise_hu(normal, dose_fraction=dose_fraction, generator=np.random.default_rng(seed))
             target, difference = (
                 torch.from_numpy(to_blocks(hu, 64).reshape(-1, 1, 64, 64).astype(np.float32) / 100) for hu in (normal, noise)
@@ -284,7 +287,7 @@ def test_the_noise_of_a_real_target_is_known_from_the_pair_at_any_dose(chest):
             patches = (target > -5).float().mean(dim=(1, 2, 3)) > 0.25
             energy, missing = (loss.pooled(loss.ring_energy(image[patches], (0, 0))) for image in (target, difference))
             shares.append(target_noise_share(energy, missing).median().item())
-        assert np.mean(shares) == pytest.approx(dose_fraction / (1 - dose_fraction), rel=0.15)
+        assert np.mean(shares) == pytest.approx(dose_fraction / (1 - dose_fraction), rel=within)
 
 
 @pytest.mark.parametrize("dose_fraction", [0.1, 0.25, 0.5])
