@@ -125,6 +125,39 @@ def test_a_slice_that_is_missing_is_done_again_alone(study, tmp_path):
     assert json.loads((tmp_path / "copy" / "results.json").read_text())["per_patient"] == results["per_patient"]
 
 
+def test_a_method_that_is_added_is_measured_alone_without_the_images_of_the_others(study, tmp_path):
+    config, folder, _, results, _ = study
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("denoised", "lesions"))
+    added = ClassicalArm(kind="classical", name="TV", method="tv", strengths=(1.0,))
+    before = {path.name: path.read_text().splitlines()[:-1] for path in (copy / "measured").iterdir()}
+    _run_again(config.model_copy(update={"arms": (*config.arms, added)}), copy)
+    kept = {path.name: path.read_text().splitlines() for path in (copy / "measured").iterdir()}
+    for name, lines in before.items():
+        assert kept[name][: len(lines) - 1] == lines[:-1]  # the last of them has a comma now
+        assert len(kept[name]) == len(lines) + 2
+    made = json.loads((copy / "results.json").read_text())
+    assert made["per_patient"].items() >= results["per_patient"].items()
+    assert made["detectability"].items() >= results["detectability"].items()
+    assert set(made["per_patient"]) - set(results["per_patient"]) == {"TV"}
+    shown = {path.stem for path in (copy / "methods" / "tv" / "fixed" / "denoised").iterdir()}
+    assert {path.stem for path in (copy / "methods" / "attention-only" / "seed-0" / "denoised").iterdir()} <= shown
+
+
+def test_measures_do_not_outlive_the_weights_that_they_are_of(study, tmp_path):
+    config, folder, _, _, _ = study
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    other = (folder / "methods" / "attention-only" / "seed-0" / "checkpoint.pt").read_bytes() + b"0"
+    (copy / "methods" / "attention-only" / "seed-0" / "checkpoint.pt").write_bytes(other)
+    done = _run_again(config, copy)
+    assert {what for what, _ in done} == {
+        "denoising with attention only, seed 0",
+        "lesions with attention only, seed 0",
+        "measuring",
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -250,7 +283,7 @@ def wide_study(tmp_path_factory):
             "contender": "filters",
             "seeds": [3, 4],
             "sweeps": [{"arm": "ours", "weights": [0.5]}],
-            "lesions": {"diameters_mm": [4, 8], "contrasts_hu": [-900, -300], "per_slice": 6},
+            "lesions": {"diameters_mm": [4, 8], "contrasts_hu": [-900, -300], "per_slice": 6, "seeds": 1},
             "generalisation": {
                 "unseen dose": {
                     "pairs": phantoms
@@ -323,8 +356,10 @@ def test_other_pairs_stand_in_the_matrix_beside_what_was_trained(wide_study):
 
 
 def test_strong_lesions_are_detected_under_every_method(wide_study):
-    config, _, results, _ = wide_study
+    config, folder, results, _ = wide_study
     detected = results["detectability"]
+    looked = {path.stem for path in (folder / "detected").iterdir()}
+    assert "ours-seed-3" in looked and "ours-seed-4" not in looked
     assert set(detected) == {"low dose", *(arm.name for arm in config.all_arms)}
     for each in detected.values():
         assert len(each) == 2

@@ -471,6 +471,12 @@ class LesionConfig(Config):
     diameters_mm: tuple[float, ...] = Field((3.0, 6.0, 12.0), min_length=1, description="Of the lesions.")
     contrasts_hu: tuple[float, ...] = Field((-40.0, -20.0, -8.0), min_length=1, description="At the centre of each; ours.")
     per_slice: int = Field(6, ge=1, description="Lesions of each diameter in a test slice, as far as its soft tissue has room.")
+    seeds: int | None = Field(
+        None,
+        ge=1,
+        description="Looked for under the networks of the first so many seeds, if all would cost too much: every diameter takes "
+        "as long as the test slices themselves.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -530,6 +536,10 @@ class StudyConfig(PairsInput):
         if isinstance(arm, ClassicalArm):
             return (None,)
         return self.all_seeds[: arm.seeds] if isinstance(arm, PeerArm) else self.all_seeds
+
+    def has_lesions(self, seed: int | None) -> bool:
+        """Whether lesions are looked for under what is trained with this seed; None for what is not trained."""
+        return self.lesions is not None and (seed is None or seed in self.all_seeds[: self.lesions.seeds])
 
     @property
     def leads(self) -> tuple[str, ...]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,19 @@ from finegrain.evaluate.observer import channelised_hotelling, laguerre_gauss
 from finegrain.evaluate.run import REFERENCE, Row, SpectrumRow, evaluate_slice, slice_spectra
 from finegrain.evaluate.spectra import NPSCurve
 from finegrain.figures import INPUT
-from finegrain.files import json_safe, write_whole
 from finegrain.frequency import Band
 from finegrain.pairs.manifest import Pair
 from finegrain.parallel import in_processes
+from finegrain.study.kept import (
+    BLENDS,
+    EQUALISERS,
+    keep_lesions,
+    keep_slice,
+    kept_lesions,
+    kept_of_slice,
+    lesions_stamp,
+    slice_stamp,
+)
 from finegrain.study.methods import (
     Method,
     Progress,
@@ -35,20 +43,12 @@ from finegrain.study.methods import (
     lesions_of,
     main_test,
     places_of,
-    read_json,
     roi_sizes,
     spatial_arm,
-    stamp_of,
 )
 
 TRUTH = "truth"
 """Name of the noise-free image."""
-
-BLENDS = (0.1, 0.2, 0.3, 0.5)
-"""Shares of the input added back to the spatial-only network's output: a free way to high-frequency energy."""
-
-EQUALISERS = (0.5, 1.0)
-"""Strengths of the band equaliser on the same output: another free way."""
 
 CHANNELS = 5
 """Laguerre–Gauss channels of the observer, as wide as half the lesion."""
@@ -100,28 +100,33 @@ def equalised_name(lead: str) -> str:
 
 
 def study_images(
-    config: StudyConfig, methods: list[Method], facts: Mapping[Method, Mapping[str, Any]], one: TestSet, pair: Pair, out: Path
+    config: StudyConfig, methods: Sequence[Method], facts: Mapping[Method, Mapping[str, Any]], one: TestSet, pair: Pair, out: Path
 ) -> dict[tuple[str, int | None], NDArray[np.float32]]:
     """Every image of one test slice in HU, by method and seed: the reference first, then the input, and the truth if known."""
     stored = pair.images(one.folder).astype(np.float32)
     images: dict[tuple[str, int | None], NDArray[np.float32]] = {(REFERENCE, None): stored[1], (INPUT, None): stored[0]}
     if pair.has_truth:
         images[TRUTH, None] = stored[2]
-    spatial = spatial_arm(config)
     for method in methods:
-        name, seed = method.arm.name, method.seed
-        image = np.load(denoised_path(method, out, one, pair), allow_pickle=False)
-        images[name, seed] = image
-        equaliser = equaliser_of(facts[method])
-        if equaliser is None:
-            continue
-        if name == spatial:
-            images |= {(f"blend {share:g}", seed): share * stored[0] + (1 - share) * image for share in BLENDS}
-            images |= {
-                (f"equaliser {strength:g}", seed): _equalised(equaliser, image, stored[0], strength) for strength in EQUALISERS
-            }
-        elif name in config.leads:
-            images[equalised_name(name), seed] = _equalised(equaliser, image, stored[0], 1.0)
+        images |= _images_of(config, method, facts[method], stored[0], one, pair, out)
+    return images
+
+
+def _images_of(
+    config: StudyConfig, method: Method, facts: Mapping[str, Any], low_dose: NDArray, one: TestSet, pair: Pair, out: Path
+) -> dict[tuple[str, int | None], NDArray[np.float32]]:
+    """A denoised slice, and what its method gives for free."""
+    name, seed = method.arm.name, method.seed
+    image = np.load(denoised_path(method, out, one, pair), allow_pickle=False)
+    images = {(name, seed): image}
+    equaliser = equaliser_of(facts)
+    if equaliser is None:
+        return images
+    if name == spatial_arm(config):
+        images |= {(f"blend {share:g}", seed): share * low_dose + (1 - share) * image for share in BLENDS}
+        images |= {(f"equaliser {strength:g}", seed): _equalised(equaliser, image, low_dose, strength) for strength in EQUALISERS}
+    elif name in config.leads:
+        images[equalised_name(name), seed] = _equalised(equaliser, image, low_dose, 1.0)
     return images
 
 
@@ -139,25 +144,31 @@ def measure_all(
     jobs: int,
     progress: Progress,
 ) -> list[Measured]:
-    """All measures of all test slices. Each slice's stand in `out/measured`, and hold for its methods and settings alone."""
-    settings = [
-        config.protocols,
-        config.band,
-        [(method.arm.name, method.seed, facts[method]["identity"], facts[method].get("equaliser")) for method in methods],
-        (BLENDS, EQUALISERS),
-    ]
+    """All measures of all test slices, of which those that are not kept yet are taken."""
     todo = [(one, pair) for one in sets for pair in main_test(one)]
-    stamps = {one.key(pair): stamp_of(settings, pair.sha256, pair.pixel_mm) for one, pair in todo}
-    missing = [(one, pair) for one, pair in todo if read_json(_path(out, one, pair)).get("stamp") != stamps[one.key(pair)]]
+    stamps = {one.key(pair): _stamps(config, facts, methods, pair) for one, pair in todo}
+    tasks = []
+    for one, pair in todo:
+        wanted = stamps[one.key(pair)]
+        if missing := wanted.keys() - kept_of_slice(out, one.key(pair), wanted).keys():
+            tasks.append((one, pair, {label: wanted[label] for label in wanted if label in missing}))
     work = partial(_measure, config, methods, dict(facts), out)
-    tasks = [(one, pair, stamps[one.key(pair)]) for one, pair in missing]
-    for done, _ in enumerate(in_processes(work, tasks, workers=jobs) if tasks else (), start=len(todo) - len(missing) + 1):
+    for done, _ in enumerate(in_processes(work, tasks, workers=jobs) if tasks else (), start=len(todo) - len(tasks) + 1):
         progress("measuring", done, len(todo))
-    return [found for one, pair in todo for found in _read(out, one, pair)]
+    return [
+        _measured(one, pair, row)
+        for one, pair in todo
+        for rows in kept_of_slice(out, one.key(pair), stamps[one.key(pair)]).values()
+        for row in rows
+    ]
 
 
-def _path(out: Path, one: TestSet, pair: Pair) -> Path:
-    return out / "measured" / f"{one.key(pair)}.json"
+def _stamps(
+    config: StudyConfig, facts: Mapping[Method, Mapping[str, Any]], methods: Sequence[Method], pair: Pair
+) -> dict[str, str]:
+    """What the measures of the low dose and of each method on a slice hold for, by label."""
+    of_methods = {method.label: slice_stamp(config, pair, facts[method]) for method in methods}
+    return {INPUT: slice_stamp(config, pair, {})} | of_methods
 
 
 def _measure(
@@ -165,103 +176,124 @@ def _measure(
     methods: list[Method],
     facts: Mapping[Method, Mapping[str, Any]],
     out: Path,
-    task: tuple[TestSet, Pair, str],
+    task: tuple[TestSet, Pair, dict[str, str]],
 ) -> None:
-    one, pair, stamp = task
-    images = study_images(config, methods, facts, one, pair, out)
-    reference, truth = images.pop((REFERENCE, None)), images.pop((TRUTH, None), None)
-    keys = {f"{name} {seed}": (name, seed) for name, seed in images}
-    named = {key: images[keys[key]] for key in keys}
+    """Measure a slice under some methods, by label with the stamp of each; the reference's noise power stands with the low dose."""
+    one, pair, stamps = task
+    chosen = [method for method in methods if method.label in stamps]
+    stored = study_images(config, [], {}, one, pair, out)
+    reference, truth, low_dose = stored[REFERENCE, None], stored.get((TRUTH, None)), stored[INPUT, None]
+    images: dict[str, dict[tuple[str, int | None], NDArray[np.float32]]] = {}
+    if INPUT in stamps:
+        images[INPUT] = {(INPUT, None): low_dose}
+    images |= {method.label: _images_of(config, method, facts[method], low_dose, one, pair, out) for method in chosen}
+    named = {f"{name} {seed}": image for each in images.values() for (name, seed), image in each.items()}
     measured = evaluate_slice(
         reference, named, pixel_mm=pair.pixel_mm, protocols=config.protocols, band=Band(*config.band), truth_hu=truth
     )
     curves = slice_spectra(reference, named, pixel_mm=pair.pixel_mm)
-    rows = [
-        {"method": name, "seed": seed, "metrics": measured[key], "nps": asdict(curves[key]) if key in curves else None}
-        for key, (name, seed) in keys.items()
-    ]
-    if REFERENCE in curves:
-        rows.append({"method": REFERENCE, "seed": None, "metrics": {}, "nps": asdict(curves[REFERENCE])})
-    write_whole(_path(out, one, pair), json.dumps(json_safe({"stamp": stamp, "rows": rows})))
+
+    def row(name: str, seed: int | None, key: str) -> dict[str, Any]:
+        nps = asdict(curves[key]) if key in curves else None
+        return {"method": name, "seed": seed, "metrics": measured.get(key, {}), "nps": nps}
+
+    rows = {label: [row(name, seed, f"{name} {seed}") for name, seed in each] for label, each in images.items()}
+    if INPUT in rows and REFERENCE in curves:
+        rows[INPUT].append(row(REFERENCE, None, REFERENCE))
+    keep_slice(out, one.key(pair), {label: (stamps[label], each) for label, each in rows.items()})
 
 
-def _read(out: Path, one: TestSet, pair: Pair) -> Iterator[Measured]:
-    for row in read_json(_path(out, one, pair))["rows"]:
-        nps = row["nps"]
-        yield Measured(
-            set_name=one.name,
-            pair=pair,
-            method=row["method"],
-            seed=row["seed"],
-            metrics={key: math.nan if value is None else value for key, value in row["metrics"].items()},
-            curve=None
-            if nps is None
-            else NPSCurve(nps["n_rois"], nps["variance"], tuple(math.nan if value is None else value for value in nps["power"])),
-        )
+def _measured(one: TestSet, pair: Pair, row: Mapping[str, Any]) -> Measured:
+    nps = row["nps"]
+    return Measured(
+        set_name=one.name,
+        pair=pair,
+        method=row["method"],
+        seed=row["seed"],
+        metrics={key: math.nan if value is None else value for key, value in row["metrics"].items()},
+        curve=None
+        if nps is None
+        else NPSCurve(nps["n_rois"], nps["variance"], tuple(math.nan if value is None else value for value in nps["power"])),
+    )
 
 
-def detectability(config: StudyConfig, methods: list[Method], main: TestSet, out: Path) -> dict[str, list[dict[str, Any]]]:
+def detectability(
+    config: StudyConfig, methods: list[Method], facts: Mapping[Method, Mapping[str, Any]], main: TestSet, out: Path
+) -> dict[str, list[dict[str, Any]]]:
     """d′ of each lesion under each method: method → one entry per lesion. Methods that cannot be judged are left out.
 
-    From what is inserted, noise and what denoising made of both is left: ROIs minus the noise-free image where there is one, else
-    minus the normal dose, whose own noise then counts too. Each slice is seen through channels of its own pixel size. With several
-    seeds, d′ and its interval are means over them.
+    With several seeds, d′ and its interval are means over them.
     """
-    sizes = roi_sizes(config, main)
     test = main_test(main)
-    ensembles: dict[str, list[list[tuple[list[NDArray], list[NDArray], list[Pair]]]]] = {}
-    names: list[tuple[str, Method | None]] = [(INPUT, None), *((method.arm.name, method) for method in methods)]
+    judged: dict[str, list[list[dict[str, Any] | None]]] = {}
+    looked = [method for method in methods if config.has_lesions(method.seed)]
+    names: list[tuple[str, Method | None]] = [(INPUT, None), *((method.arm.name, method) for method in looked)]
     for name, method in names:
-        found: list[tuple[list[NDArray], list[NDArray], list[Pair]]] = [([], [], []) for _ in sizes]
-        for pair in test:
-            stored = pair.images(main.folder).astype(np.float32)
-            anatomy = stored[2] if pair.has_truth else stored[1]
-            if method is None:
-                plain = stored[0]
-                present = lesion_rois(config, stored[0], main, pair, sizes, lambda hu: hu)
-            else:
-                plain = np.load(denoised_path(method, out, main, pair), allow_pickle=False)
-                with np.load(method.folder(out) / "lesions" / f"{pair.key}.npz", allow_pickle=False) as held:
-                    present = [held[key] for key in held.files]
-            for (with_lesion, without, shown), lesion, size, rois in zip(found, lesions_of(config), sizes, present, strict=True):
-                places = places_of(config, lesion, pair, main.folder)
-                background = rois_at(anatomy, places, size=size)
-                with_lesion.append(rois - background)
-                without.append(rois_at(plain, places, size=size) - background)
-                shown.extend([pair] * len(places))
-        ensembles.setdefault(name, []).append(found)
+        label = INPUT if method is None else method.label
+        stamp = lesions_stamp(config, test, None if method is None else facts[method]["identity"])
+        if kept_lesions(out, label, stamp) is None:
+            keep_lesions(out, label, stamp, _judged(config, method, main, out))
+        judged.setdefault(name, []).append(kept_lesions(out, label, stamp) or [])
     results: dict[str, list[dict[str, Any]]] = {}
-    for name, seeds in ensembles.items():
-        for index, (lesion, size) in enumerate(zip(lesions_of(config), sizes, strict=True)):
-            label = f"{lesion.diameter_mm:g} mm, {lesion.contrast_hu:+g} HU".replace("-", "−")
-            each = []
-            for found in seeds:
-                with_lesion, without, shown = found[index]
-                patients = [pair.patient for pair in shown]
-                enough = len(set(patients)) >= FEWEST_PATIENTS_OF_D_PRIME
-                try:
-                    judged = channelised_hotelling(
-                        np.concatenate(with_lesion),
-                        np.concatenate(without),
-                        channels=_channels(shown, lesion, size),
-                        ensembles="paired",
-                        patients=patients if enough else None,
-                    )
-                except DataError:  # too few lesions found room: no number is better than one that means nothing
-                    continue
-                each.append(judged)
-            if each:
-                entry = {
-                    "lesion": label,
-                    "d_prime": float(np.mean([one.d_prime for one in each])),
-                    "low": float(np.mean([one.low for one in each])),
-                    "high": float(np.mean([one.high for one in each])),
-                    "auc": float(np.mean([one.auc for one in each])),
-                    "n_lesions": each[0].n_present,
-                    "warnings": sorted({warning for one in each for warning in one.warnings}),
-                }
-                results.setdefault(name, []).append(entry)
+    for name, seeds in judged.items():
+        for of_lesion in zip(*seeds, strict=True):
+            if each := [one for one in of_lesion if one is not None]:
+                means = {key: float(np.mean([one[key] for one in each])) for key in ("d_prime", "low", "high", "auc")}
+                warnings = sorted({warning for one in each for warning in one["warnings"]})
+                results.setdefault(name, []).append(each[0] | means | {"warnings": warnings})
     return results
+
+
+def _judged(config: StudyConfig, method: Method | None, main: TestSet, out: Path) -> list[dict[str, Any] | None]:
+    """d′ of each lesion under a method with one seed, or in the low dose; None where too few lesions found room.
+
+    From what is inserted, noise and what denoising made of both is left: ROIs minus the noise-free image where there is one, else
+    minus the normal dose, whose own noise then counts too. Each slice is seen through channels of its own pixel size.
+    """
+    lesions, sizes = lesions_of(config), roi_sizes(config, main)
+    found: list[tuple[list[NDArray], list[NDArray], list[Pair]]] = [([], [], []) for _ in sizes]
+    for pair in main_test(main):
+        stored = pair.images(main.folder).astype(np.float32)
+        anatomy = stored[2] if pair.has_truth else stored[1]
+        if method is None:
+            plain = stored[0]
+            present = lesion_rois(config, stored[0], main, pair, sizes, lambda hu: hu)
+        else:
+            plain = np.load(denoised_path(method, out, main, pair), allow_pickle=False)
+            with np.load(method.folder(out) / "lesions" / f"{pair.key}.npz", allow_pickle=False) as held:
+                present = [held[key] for key in held.files]
+        for (with_lesion, without, shown), lesion, size, rois in zip(found, lesions, sizes, present, strict=True):
+            places = places_of(config, lesion, pair, main.folder)
+            background = rois_at(anatomy, places, size=size)
+            with_lesion.append(rois - background)
+            without.append(rois_at(plain, places, size=size) - background)
+            shown.extend([pair] * len(places))
+    judged: list[dict[str, Any] | None] = []
+    for (with_lesion, without, shown), lesion, size in zip(found, lesions, sizes, strict=True):
+        patients = [pair.patient for pair in shown]
+        try:
+            one = channelised_hotelling(
+                np.concatenate(with_lesion),
+                np.concatenate(without),
+                channels=_channels(shown, lesion, size),
+                ensembles="paired",
+                patients=patients if len(set(patients)) >= FEWEST_PATIENTS_OF_D_PRIME else None,
+            )
+        except DataError:  # too few lesions found room: no number is better than one that means nothing
+            judged.append(None)
+            continue
+        judged.append(
+            {
+                "lesion": f"{lesion.diameter_mm:g} mm, {lesion.contrast_hu:+g} HU".replace("-", "−"),
+                "d_prime": one.d_prime,
+                "low": one.low,
+                "high": one.high,
+                "auc": one.auc,
+                "n_lesions": one.n_present,
+                "warnings": list(one.warnings),
+            }
+        )
+    return judged
 
 
 def _channels(shown: Sequence[Pair], lesion: Lesion, size: int) -> NDArray[np.float64]:

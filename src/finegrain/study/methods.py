@@ -1,15 +1,15 @@
 """One method of a study: an arm, with a seed if it is trained; made, and every test slice denoised with it.
 
 All that belongs to a method lies in one folder of the study: its training, `method.json` with what it is, `denoised/` with the test
-slices in HU, `lesions/` with the places where lesions were inserted before denoising.
+slices in HU, `lesions/` with the places where lesions were inserted before denoising. Both hold only what was yet to be measured or
+shown when it was denoised.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,9 @@ from finegrain.networks.peers import build_peer
 from finegrain.networks.skeleton import STRIDE, ImageNetwork, build_network, count_macs
 from finegrain.pairs.dataset import half_per_mm_of
 from finegrain.pairs.manifest import Pair
-from finegrain.provenance import versions
 from finegrain.spread import spread
 from finegrain.study.classical import denoise_classically, tune
+from finegrain.study.kept import kept_lesions, kept_of_slice, lesions_stamp, read_json, slice_stamp, stamp_of
 from finegrain.train.loop import CHECKPOINT, check_run_folder, fit
 
 Progress = Callable[[str, int, int], None]
@@ -41,21 +41,6 @@ Progress = Callable[[str, int, int], None]
 
 Denoise = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A slice in HU → the same denoised. Shape: (y, x)."""
-
-PROGRAM = (
-    "acquisition.py",
-    "denoise.py",
-    "equaliser.py",
-    "frequency.py",
-    "hu.py",
-    "noise_power.py",
-    "networks/*.py",
-    "evaluate/*.py",
-    "study/classical.py",
-    "study/measuring.py",
-    "study/methods.py",
-)
-"""What denoises and measures, of this package: when it changes, slices are done again."""
 
 MOST_TUNING_SLICES = 12
 """Validation slices on which a classical method is tuned: one strength needs no more; a default, taken from nowhere."""
@@ -130,18 +115,44 @@ def check_method(config: StudyConfig, method: Method, pairs: list[Pair], out: Pa
 def make_method(
     config: StudyConfig, method: Method, main: TestSet, others: tuple[TestSet, ...], out: Path, progress: Progress
 ) -> None:
-    """Train or tune a method, and denoise with it every test slice that is not denoised yet."""
+    """Train or tune a method, and denoise with it every test slice, with lesions and without, that is yet to be measured."""
     folder = method.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
+    denoise, facts = _made(config, method, main, folder, progress)
+    identity, test = facts["identity"], main_test(main)
+    looks = config.has_lesions(method.seed)
+    judged = not looks or kept_lesions(out, method.label, lesions_stamp(config, test, identity)) is not None
+    todo = [
+        (one, pair)
+        for one in (main, *others)
+        for pair in main_test(one)
+        if not (kept_of_slice(out, one.key(pair), {method.label: slice_stamp(config, pair, facts)}) and (judged or one is not main))
+    ]
+    times = _denoise_all(method, denoise, identity, todo, folder, progress)
+    if not judged:
+        _denoise_lesions(config, method, denoise, identity, main, folder, progress)
+    seconds = float(np.median([times[pair.key][1] for pair in test if pair.key in times] or [np.nan]))
+    facts |= {"name": method.arm.name, "seed": method.seed, "seconds_per_slice": round(seconds, 3)}
+    write_whole(folder / "method.json", json.dumps(json_safe(facts), indent=1, ensure_ascii=False) + "\n")
+
+
+def show_method(config: StudyConfig, method: Method, main: TestSet, shown: Collection[Pair], out: Path, progress: Progress) -> None:
+    """Denoise the slices that the page shows, if they are not at hand: those that were measured earlier need not be."""
+    folder = method.folder(out)
+    times = _times_of(folder, read_json(folder / "method.json")["identity"])
+    if all(_is_at_hand(times, main, pair, folder) for pair in shown):
+        return
+    denoise, facts = _made(config, method, main, folder, progress)
+    _denoise_all(method, denoise, facts["identity"], [(main, pair) for pair in shown], folder, progress)
+
+
+def _made(config: StudyConfig, method: Method, main: TestSet, folder: Path, progress: Progress) -> tuple[Denoise, dict[str, Any]]:
+    """A method, trained or tuned if it is not yet, and what is known of it; `identity` changes with all that decides its images."""
     if isinstance(method.arm, ClassicalArm):
         denoise, facts, identity = _tuned(config, method.arm, main, folder, progress)
     else:
         denoise, facts, identity = _trained(config, method, main, folder, progress)
-    times = _denoise_all(config, method, denoise, identity, (main, *others), folder, progress)
-    if config.lesions is not None:
-        _denoise_lesions(config, method, denoise, identity, main, folder, progress)
-    facts |= {"name": method.arm.name, "seed": method.seed, "seconds_per_slice": round(float(np.median(times)), 3)}
-    write_whole(folder / "method.json", json.dumps(json_safe({"identity": identity} | facts), indent=1, ensure_ascii=False) + "\n")
+    return denoise, {"identity": identity} | facts
 
 
 def _trained(
@@ -232,34 +243,39 @@ def _classical_program() -> str:
 
 
 def _denoise_all(
-    config: StudyConfig,
     method: Method,
     denoise: Denoise,
     identity: str,
-    sets: tuple[TestSet, ...],
+    todo: list[tuple[TestSet, Pair]],
     folder: Path,
     progress: Progress,
-) -> list[float]:
-    """Denoise what is missing; gives the seconds of each slice of the first set.
-
-    `times.json` says of each slice which method and pixels its image belongs to.
-    """
+) -> dict[str, list[Any]]:
+    """Denoise those of the slices that are not at hand; gives pixels and seconds of each that ever was denoised."""
     target = folder / "denoised"
-    target.mkdir(exist_ok=True)
-    held = read_json(target / "times.json")
-    times: dict[str, list[Any]] = held["times"] if held.get("identity") == identity else {}
-    todo = [(one, pair) for one in sets for pair in one.pairs if pair.split == "test"]
+    times = _times_of(folder, identity)
     for done, (one, pair) in enumerate(todo, start=1):
-        key = one.key(pair)
-        if times.get(key, [""])[0] == pair.sha256 and (target / f"{key}.npy").is_file():
+        if _is_at_hand(times, one, pair, folder):
             continue
+        key = one.key(pair)
+        target.mkdir(exist_ok=True)
         started = time.perf_counter()
         denoised = denoise(pair.images(one.folder)[0].astype(np.float32))
-        times[key] = [pair.sha256, time.perf_counter() - started]
+        times[key] = [pair.sha256, round(time.perf_counter() - started, 4)]
         save_array(target / f"{key}.npy", denoised)
-        write_whole(target / "times.json", json.dumps({"identity": identity, "times": times}))
+        write_whole(folder / "times.json", json.dumps({"identity": identity, "times": times}))
         progress(f"denoising with {method.label}", done, len(todo))
-    return [times[pair.key][1] for pair in main_test(sets[0])]
+    return times
+
+
+def _times_of(folder: Path, identity: str) -> dict[str, list[Any]]:
+    """Which pixels the denoised image of each slice belongs to, and its seconds, of a method of this identity."""
+    held = read_json(folder / "times.json")
+    return held["times"] if held.get("identity") == identity else {}
+
+
+def _is_at_hand(times: Mapping[str, list[Any]], one: TestSet, pair: Pair, folder: Path) -> bool:
+    key = one.key(pair)
+    return times.get(key, [""])[0] == pair.sha256 and (folder / "denoised" / f"{key}.npy").is_file()
 
 
 def main_test(one: TestSet) -> list[Pair]:
@@ -325,7 +341,7 @@ def _denoise_lesions(
     target = folder / "lesions"
     target.mkdir(exist_ok=True)
     assert config.lesions is not None
-    stamp = stamp_of(identity, config.lesions.model_dump(), roi_sizes(config, main))
+    stamp = stamp_of(identity, config.lesions.model_dump(exclude={"seeds"}), roi_sizes(config, main))
     held = read_json(target / "done.json")
     done: dict[str, str] = held["slices"] if held.get("stamp") == stamp else {}
     test, sizes = main_test(main), roi_sizes(config, main)
@@ -345,19 +361,3 @@ def save_array(path: Path, array: NDArray) -> None:
     """Write an array that `np.load` reads, whole or not at all."""
     with whole_file(path) as file:
         np.save(file, array, allow_pickle=False)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What an earlier run wrote; nothing if there was none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def stamp_of(*parts: Any) -> str:
-    """Hex digits of all that a stored result depends on: these parts, the program that denoises and measures, its packages."""
-    return hashlib.sha256(json.dumps([_program(), versions(), *parts]).encode()).hexdigest()
-
-
-@cache
-def _program() -> list[str]:
-    package = Path(__file__).parent.parent
-    return [file_sha256(path) for name in PROGRAM for path in sorted(package.glob(name))]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from finegrain.config import StudyConfig
 from finegrain.evaluate.run import REFERENCE
 from finegrain.figures import INPUT, CropView, StudyRow, find_crops
+from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions
 from finegrain.report import Method as ShownMethod
 from finegrain.report import StudyReport, WorstCase, label_of
@@ -151,7 +152,7 @@ def _images_of_first_seed(
     methods: list[Method],
     facts: Mapping[Method, Mapping[str, Any]],
     main: TestSet,
-    pair: Any,
+    pair: Pair,
     out: Path,
 ) -> dict[str, NDArray[np.float32]]:
     """Every image but the truth and most free competitors, by name."""
@@ -163,19 +164,31 @@ def _images_of_first_seed(
     return shown
 
 
+def shown_pairs(results: Mapping[str, Any], main: TestSet) -> list[Pair]:
+    """The test slices whose images the page shows: one of each region, and those with the least gain."""
+    pairs = {pair.key: pair for pair in main_test(main)}
+    return list(dict.fromkeys([*_of_each_region(main), *(pairs[one["pair"]] for one in results["worst"])]))
+
+
+def _of_each_region(main: TestSet) -> list[Pair]:
+    """The first test slice of each region."""
+    first: dict[str, Pair] = {}
+    for pair in main_test(main):
+        first.setdefault(pair.region, pair)
+    return [first[region] for region in sorted(first)]
+
+
 def _crops(
     config: StudyConfig, methods: list[Method], facts: Mapping[Method, Mapping[str, Any]], main: TestSet, out: Path
 ) -> list[CropView]:
     """The places with the most fine structure, one test slice of each region."""
     crops = []
-    test = main_test(main)
-    for region in sorted({pair.region for pair in test}):
-        pair = next(pair for pair in test if pair.region == region)
+    for pair in _of_each_region(main):
         images = _images_of_first_seed(config, methods, facts, main, pair, out)
         for place in find_crops(images[REFERENCE], pixel_mm=pair.pixel_mm, side=CROP_SIDE):
             window = (place.window.centre, place.window.width)
             crops.append(
-                CropView(f"{region}: {place.name}", pair.pixel_mm, {name: place.of(hu) for name, hu in images.items()}, window)
+                CropView(f"{pair.region}: {place.name}", pair.pixel_mm, {name: place.of(hu) for name, hu in images.items()}, window)
             )
     return crops
 

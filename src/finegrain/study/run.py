@@ -1,8 +1,8 @@
 """The main path of a study: what is done, in which order, and what is not done again.
 
 A study's folder holds `pairs/` (or names a store), `methods/` with a folder for each method and seed, `measured/` with a file for
-each test slice, and what is made of them: `results.json`, `patients.csv`, `report.html` and two figures. Each part is whole or not
-there and says what it belongs to, so that a run that was stopped at any point goes on from it.
+each test slice, `detected/` with one for each method, and what is made of them: `results.json`, `patients.csv`, `report.html`,
+and two figures. Each part is whole or not there and says what it belongs to: a run that was stopped at any point goes on from it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from finegrain.evaluate.run import REFERENCE
 from finegrain.figures import INPUT, bar_figure, crop_figure, save_png
 from finegrain.files import json_safe, slug, write_whole
 from finegrain.pairs.build import pairs_of_run
+from finegrain.pairs.manifest import Pair
 from finegrain.parallel import in_processes, queues
 from finegrain.provenance import write_provenance
 from finegrain.report import render_study
 from finegrain.simulate.fbp import find_kernel
 from finegrain.study.classical import check_installed
+from finegrain.study.kept import read_json
 from finegrain.study.measuring import TRUTH, detectability, free_names, measure_all
 from finegrain.study.methods import (
     Method,
@@ -40,10 +42,10 @@ from finegrain.study.methods import (
     check_method,
     main_test,
     make_method,
-    read_json,
+    show_method,
     untrained,
 )
-from finegrain.study.page import study_page
+from finegrain.study.page import shown_pairs, study_page
 from finegrain.study.results import collect_results, results_table
 
 Whole = Callable[[float], None]
@@ -83,14 +85,16 @@ def run_study(
         check_method(config, method, list(sets[0].pairs), out)
     write_provenance(out, config)
     told = _WholeOf(config, methods, sets, progress, whole)
-    _make_methods(config, methods, sets, out, jobs=jobs, progress=told)
+    _for_each(partial(_make, config, sets, out), methods, jobs=jobs, progress=told)
     facts = {method: read_json(method.folder(out) / "method.json") for method in methods}
     measured = measure_all(config, methods, facts, sets, out, jobs=jobs, progress=told)
-    detected = detectability(config, methods, sets[0], out) if config.lesions is not None else {}
+    detected = detectability(config, methods, facts, sets[0], out) if config.lesions is not None else {}
     results = json_safe(collect_results(config, methods, facts, sets, measured, detected))
     path = out / "results.json"
     write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_whole(out / "patients.csv", _patients_csv(results))
+    shown = shown_pairs(results, sets[0])
+    _for_each(partial(_show, config, sets[0], shown, out), methods, jobs=jobs, progress=told)
     content = study_page(config, results, methods, facts, sets[0], out)
     report = out / "report.html"
     render_study(content, report)
@@ -148,13 +152,11 @@ def _test_sets(config: StudyConfig, out: Path, *, data_root: Path, jobs: int, pr
     return tuple(sets)
 
 
-def _make_methods(
-    config: StudyConfig, methods: list[Method], sets: tuple[TestSet, ...], out: Path, *, jobs: int, progress: Progress
-) -> None:
-    """Train, tune and denoise: one method after the other, or several at a time, each in a process of its own."""
+def _for_each(work: Callable[[Progress, Method], None], methods: list[Method], *, jobs: int, progress: Progress) -> None:
+    """Do something with each method: one after the other, or several at a time, each in a process of its own."""
     if jobs == 1 or len(methods) == 1:
         for method in methods:
-            make_method(config, method, sets[0], sets[1:], out, progress)
+            work(progress, method)
         return
     with queues() as manager:
         queue, devices = manager.Queue(), manager.Queue()
@@ -168,17 +170,25 @@ def _make_methods(
         teller = threading.Thread(target=relay, daemon=True)
         teller.start()
         try:
-            for _ in in_processes(partial(_make_method, config, sets, out, queue, devices), methods, workers=jobs):
+            for _ in in_processes(partial(_in_a_process, work, queue, devices), methods, workers=jobs):
                 pass
         finally:
             queue.put(None)
             teller.join()
 
 
-def _make_method(config: StudyConfig, sets: tuple[TestSet, ...], out: Path, queue: Any, devices: Any, method: Method) -> None:
+def _in_a_process(work: Callable[[Progress, Method], None], queue: Any, devices: Any, method: Method) -> None:
     if torch.cuda.device_count() > 1 and not torch.cuda.is_initialized() and not devices.empty():
         torch.cuda.set_device(devices.get())  # a process of its own for each GPU; it keeps it
-    make_method(config, method, sets[0], sets[1:], out, lambda *message: queue.put(message))
+    work(lambda *message: queue.put(message), method)
+
+
+def _make(config: StudyConfig, sets: tuple[TestSet, ...], out: Path, progress: Progress, method: Method) -> None:
+    make_method(config, method, sets[0], sets[1:], out, progress)
+
+
+def _show(config: StudyConfig, main: TestSet, shown: list[Pair], out: Path, progress: Progress, method: Method) -> None:
+    show_method(config, method, main, shown, out, progress)
 
 
 class _WholeOf:
@@ -195,7 +205,8 @@ class _WholeOf:
             if method.seed is not None:
                 self.seconds[f"training {method.label}"] = config.train.steps * STEP_S
             self.seconds[f"denoising with {method.label}"] = n_test * DENOISE_S
-            self.seconds[f"lesions with {method.label}"] = lesions * DENOISE_S
+            if config.has_lesions(method.seed):
+                self.seconds[f"lesions with {method.label}"] = lesions * DENOISE_S
         self.done: dict[str, float] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
