@@ -61,7 +61,7 @@ def study_report() -> StudyReport:
     ]
     crop = slice_view().normal_dose[48:80, 30:62]
     comparison = {"metric": "psnr_db[abdomen-40/400]", "baseline": "convolution only", "n": 4, "mean_difference": 0.337}
-    tests = {"ci_low": -0.04, "ci_high": 0.71, "p_t": 0.0712, "p_wilcoxon": 0.125, "p_holm": None, "effect_size": 1.31}
+    tests = {"interval": (-0.04, 0.71, "t"), "p_t": 0.0712, "p_wilcoxon": 0.125, "p_holm": None, "effect_size": 1.31}
     sizes = {"parameters": 448_000, "macs_per_512": 2.1e10, "seconds_per_slice": 0.21, "best_step": 400, "train_seconds": 98.0}
     return StudyReport(
         title="A study",

@@ -112,7 +112,7 @@ def test_of_candidates_the_verdict_speaks_of_methods_and_of_no_interval_that_is_
         Method("hybrid, dual-domain loss", "candidate"),
         Method("convolution only", "candidate"),
     ]
-    unknown = dict.fromkeys(("ci_low", "ci_high", "t_low", "t_high"), math.nan)
+    unknown = {"interval": (math.nan, math.nan, "t")}
     evaluated = replace(report, methods=methods, comparisons=[{**report.comparisons[0], **unknown}])
     text = " ".join(results_verdict(evaluated))
     assert "+0.34 dB against “convolution only” (means alone)" in text and "n/a" not in text
@@ -180,6 +180,20 @@ def test_stars_stand_only_where_both_tests_allow(tmp_path: Path) -> None:
         text = Page(path).text
         assert ("∗" in text) == starred
         assert f"{found.t_low:+.2f}".replace("-", "−") in text or np.isnan(found.t_low)
+        assert text.count("(t)") == 1
+
+
+def test_a_page_and_the_claims_read_the_same_interval(tmp_path: Path) -> None:
+    """The bootstrap's from 20 patients on, Student's below."""
+    generator = np.random.default_rng(2)
+    for n, kind in ((19, "t"), (20, "BCa")):
+        baseline = generator.normal(30, 1, n)
+        found = compare_with_each(baseline + generator.exponential(0.3, n), {"convolution only": baseline})["convolution only"]
+        low, high, _ = found.interval()
+        row = comparison_row("psnr_db[abdomen-40/400]", "convolution only", found)
+        render_study(replace(study_report(), comparisons=[row]), tmp_path / "report.html")
+        text = Page(tmp_path / "report.html").text
+        assert f"{low:+.2f} to {high:+.2f} ({kind})" in text and f"[{low:.2f}, {high:.2f}]" in text
 
 
 def test_warnings_of_the_statistics_are_printed(tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ class EvaluationReport:
         scale_note: how large this was and what it cannot show, in a few sentences.
         seeds_note: how many trainings stand behind each network, and how far they lie apart.
         comparisons: one mapping per measure and baseline (proposed − baseline), as `comparison_row` gives it: metric, baseline, n,
-            mean_difference, ci_low, ci_high (bootstrap), p_t, p_wilcoxon, p_holm, effect_size, verdict, and, if known, t_low,
-            t_high, p_permutation, hedges_gz, n_comparisons (of Holm's family; all of the measure if not given) and warnings
-            (sentences). Those against free competitors are folded away.
+            mean_difference, interval (low, high and its kind), p_t, p_wilcoxon, p_holm, effect_size, verdict, and, if known,
+            p_permutation, hedges_gz, n_comparisons (of Holm's family; all of the measure if not given) and warnings (sentences).
+            Those against free competitors are folded away.
         per_patient: measure key → method → one value per patient, NaN where there is none.
         crops: the same places in the images of all methods, the reference first.
         nps: name → spectrum, that of "normal dose" among them.
@@ -151,10 +151,7 @@ def comparison_row(metric: str, baseline: str, found: PairedComparison) -> dict[
         "baseline": baseline,
         "n": found.n,
         "mean_difference": found.mean,
-        "ci_low": found.interval_low,
-        "ci_high": found.interval_high,
-        "t_low": found.t_low,
-        "t_high": found.t_high,
+        "interval": found.interval(),
         "p_t": found.t_p,
         "p_wilcoxon": found.wilcoxon_p,
         "p_permutation": found.permutation_p,

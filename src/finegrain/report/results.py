@@ -37,7 +37,7 @@ from finegrain.figures import (
 )
 from finegrain.report.contents import EvaluationReport, StudyReport, WorstCase
 from finegrain.report.page import write_page
-from finegrain.report.verdicts import claim_counts, interval_of, out_of_reach, results_verdict, significant, warnings_of
+from finegrain.report.verdicts import claim_counts, out_of_reach, results_verdict, significant, warnings_of
 from finegrain.report.viewer import places_of
 from finegrain.report.words import bands_in, is_known, label_of, measure_of, missing_because, number, table_of
 
@@ -301,14 +301,12 @@ def _comparison_groups(report: EvaluationReport, marks: Marks, *, free: bool) ->
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in (row for row in report.comparisons if (row["baseline"] in are_free) == free):
         decimals = measure_of(row["metric"])[0].decimals
-        low, high = interval_of(row)
+        low, high, kind = row["interval"]
         groups.setdefault(row["metric"], []).append(
             {
                 **row,
                 "difference": number(row["mean_difference"], decimals, sign=True),
-                "interval": f"{number(low, decimals, sign=True)} to {number(high, decimals, sign=True)}",
-                "bootstrap": f"{number(row['ci_low'], decimals, sign=True)} to {number(row['ci_high'], decimals, sign=True)}",
-                "is_t": is_known(row.get("t_low")),
+                "interval": f"{number(low, decimals, sign=True)} to {number(high, decimals, sign=True)} ({kind})",
                 "mark": (row["metric"], row["baseline"]) in marks,
             }
         )

@@ -72,16 +72,11 @@ def _ranked(row: StudyRow, names: Sequence[str]) -> list[str]:
     return sorted((name for name in names if is_known(_mean(row, name))), key=lambda name: -_mean(row, name))
 
 
-def interval_of(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """The interval to read of a comparison: the t interval, or the bootstrap one where that is not given."""
-    return (row["t_low"], row["t_high"]) if is_known(row.get("t_low")) else (row["ci_low"], row["ci_high"])
-
-
 def _against_baselines(report: EvaluationReport, key: str) -> str:
     chosen = {method.name for method in report.shown_methods() if method.kind in ("arm", "candidate")}
     differences, any_interval = [], False
     for row in (row for row in report.comparisons if row["metric"] == key and row["baseline"] in chosen):
-        low, high = interval_of(row)
+        low, high, _ = row["interval"]
         any_interval |= is_known(low)
         interval = f" [{number(low, 2)}, {number(high, 2)}]" if is_known(low) else ""
         differences.append(f"{number(row['mean_difference'], 2, sign=True)} dB{interval} against “{row['baseline']}”")

@@ -135,15 +135,13 @@ def _number(value: float | None) -> float:
 def _comparison(key: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     names = {
         "mean_difference": "mean",
-        "ci_low": "interval_low",
-        "ci_high": "interval_high",
         "p_t": "t_p",
         "p_wilcoxon": "wilcoxon_p",
         "p_permutation": "permutation_p",
         "p_holm": "holm_p",
         "effect_size": "cohen_dz",
     }
-    same = ("n", "n_comparisons", "t_low", "t_high", "hedges_gz", "verdict", "warnings")
+    same = ("n", "n_comparisons", "interval", "hedges_gz", "verdict", "warnings")
     return {"metric": key, "baseline": name} | {new: found[old] for new, old in names.items()} | {one: found[one] for one in same}
 
 
