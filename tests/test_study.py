@@ -158,6 +158,21 @@ def test_measures_do_not_outlive_the_weights_that_they_are_of(study, tmp_path):
     }
 
 
+def test_what_blends_are_made_of_decides_whether_they_are_kept(study, tmp_path):
+    """Another network takes the place of the spatial one: the blends of the first must not pass for its own."""
+    config, folder, _, results, _ = study
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    other = Arm(name="hybrid, geometric", family="hybrid", loss={"average": "geometric"})
+    changed = config.model_copy(update={"arms": (other, *config.arms), "contender": "hybrid, spatial loss"})
+    _run_again(changed, copy)
+    made = json.loads((copy / "results.json").read_text())
+    assert made["per_patient"]["hybrid, spatial loss"] == results["per_patient"]["hybrid, spatial loss"]
+    assert made["per_patient"]["blend 0.5"] != results["per_patient"]["blend 0.5"]
+    assert "hybrid, spatial loss, equalised" in made["per_patient"]
+    assert made["per_patient"]["hybrid, spatial loss, equalised"] == results["per_patient"]["equaliser 1"]
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -194,6 +209,13 @@ def test_a_changed_loss_of_the_last_arm_is_refused_before_anything_is_written(st
         ({"pairs": {"sources": [{"kind": "scan", "path": "a", "patient": "a", "own_kernel": "FC14"}]}}, "kernel 'FC14'"),
         ({"arms": ({"name": "blend 0.1", "family": "hybrid"},), "proposed": "blend 0.1"}, "means another image"),
         ({"arms": ({"name": "low dose", "family": "hybrid"},), "proposed": "low dose"}, "means another image"),
+        (
+            {
+                "arms": ({"name": "ours", "family": "hybrid"}, {"kind": "classical", "name": "Ours, seed 0", "method": "tv"}),
+                "proposed": "ours",
+            },
+            "'Ours, seed 0' and 'ours, seed 0' would share a file",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_first_pair(changes, word, tmp_path):

@@ -119,7 +119,7 @@ class PairedComparison:
 
     def interval(self) -> tuple[float, float, str]:
         """The 95 % interval of the mean that can be trusted at this number of patients, and its name."""
-        if self.n < BCA_FROM:
+        if self.n < BCA_FROM and math.isfinite(self.t_low):  # it is not where all differences are equal
             return self.t_low, self.t_high, "t"
         return self.interval_low, self.interval_high, "BCa"
 

@@ -3,7 +3,8 @@
 run.py         the main path: what is done, in which order, and what is not done again
 methods.py     one method of a study, trained or tuned, and every test slice denoised with it
 classical.py   block matching, non-local means and total variation, tuned on the validation pairs
-kept.py        what is kept of each method's measures, and what it holds for
+images.py      the images that a method gives: itself, blends, equalisers
+kept.py        what is kept of the measures, and what it holds for
 measuring.py   the measures of every test slice, and the detectability of inserted lesions
 results.py     all that was found, as plain data: tables, comparisons, generalisation
 claims.py      the paper's claims, each with what this study found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,11 @@ def check_installed(arm: ClassicalArm) -> None:
     """Raises: ConfigError if the arm's package is missing; found before anything is done, not after hours."""
     if arm.method == "bm3d" and importlib.util.find_spec("bm3d") is None:
         raise ConfigError(f"the arm {arm.name!r} needs the package bm3d, free for non-commercial use: pip install bm3d")
+
+
+def version_of(arm: ClassicalArm) -> str | None:
+    """Version of the package that a method comes from, if every study's packages do not hold it."""
+    return version("bm3d") if arm.method == "bm3d" else None
 
 
 def tune(

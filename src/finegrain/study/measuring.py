@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.config import StudyConfig
-from finegrain.equaliser import BandEqualiser
 from finegrain.errors import DataError
 from finegrain.evaluate.lesion import Lesion, rois_at
 from finegrain.evaluate.observer import channelised_hotelling, laguerre_gauss
@@ -23,28 +21,19 @@ from finegrain.figures import INPUT
 from finegrain.frequency import Band
 from finegrain.pairs.manifest import Pair
 from finegrain.parallel import in_processes
-from finegrain.study.kept import (
-    BLENDS,
-    EQUALISERS,
-    keep_lesions,
-    keep_slice,
-    kept_lesions,
-    kept_of_slice,
-    lesions_stamp,
-    slice_stamp,
-)
+from finegrain.study.images import Recipe, image_label, recipes_of
+from finegrain.study.kept import image_stamp, keep_lesions, keep_slice, kept_lesions, kept_of_slice, lesions_stamp
 from finegrain.study.methods import (
     Method,
     Progress,
     TestSet,
     denoised_path,
-    equaliser_of,
+    image_stamps,
     lesion_rois,
     lesions_of,
     main_test,
     places_of,
     roi_sizes,
-    spatial_arm,
 )
 
 TRUTH = "truth"
@@ -87,51 +76,19 @@ class Measured:
         return SpectrumRow(patient=self.pair.patient, slice=self.pair.slice_index, method=self.method, curve=self.curve)
 
 
-def free_names(config: StudyConfig) -> list[str]:
-    """Methods that need no training: blends and equalisers of the spatial-only network, the equalisers of those that lead."""
-    free = [f"blend {share:g}" for share in BLENDS] + [f"equaliser {strength:g}" for strength in EQUALISERS]
-    spatial = spatial_arm(config)
-    return (free if spatial is not None else []) + [equalised_name(lead) for lead in config.leads if lead != spatial]
-
-
-def equalised_name(lead: str) -> str:
-    """A network with its own equaliser at full strength."""
-    return f"{lead}, equalised"
-
-
 def study_images(
     config: StudyConfig, methods: Sequence[Method], facts: Mapping[Method, Mapping[str, Any]], one: TestSet, pair: Pair, out: Path
 ) -> dict[tuple[str, int | None], NDArray[np.float32]]:
-    """Every image of one test slice in HU, by method and seed: the reference first, then the input, and the truth if known."""
+    """Every image of one test slice in HU, by name and seed: the reference first, then the input, and the truth if known."""
     stored = pair.images(one.folder).astype(np.float32)
     images: dict[tuple[str, int | None], NDArray[np.float32]] = {(REFERENCE, None): stored[1], (INPUT, None): stored[0]}
     if pair.has_truth:
         images[TRUTH, None] = stored[2]
     for method in methods:
-        images |= _images_of(config, method, facts[method], stored[0], one, pair, out)
+        denoised = np.load(denoised_path(method, out, one, pair), allow_pickle=False)
+        for name, recipe in recipes_of(config, method.arm.name, facts[method].get("equaliser")).items():
+            images[name, method.seed] = recipe.image(denoised, stored[0])
     return images
-
-
-def _images_of(
-    config: StudyConfig, method: Method, facts: Mapping[str, Any], low_dose: NDArray, one: TestSet, pair: Pair, out: Path
-) -> dict[tuple[str, int | None], NDArray[np.float32]]:
-    """A denoised slice, and what its method gives for free."""
-    name, seed = method.arm.name, method.seed
-    image = np.load(denoised_path(method, out, one, pair), allow_pickle=False)
-    images = {(name, seed): image}
-    equaliser = equaliser_of(facts)
-    if equaliser is None:
-        return images
-    if name == spatial_arm(config):
-        images |= {(f"blend {share:g}", seed): share * low_dose + (1 - share) * image for share in BLENDS}
-        images |= {(f"equaliser {strength:g}", seed): _equalised(equaliser, image, low_dose, strength) for strength in EQUALISERS}
-    elif name in config.leads:
-        images[equalised_name(name), seed] = _equalised(equaliser, image, low_dose, 1.0)
-    return images
-
-
-def _equalised(equaliser: BandEqualiser, image: NDArray, low_dose: NDArray, strength: float) -> NDArray[np.float32]:
-    return np.asarray(equaliser.apply(image, low_dose, strength=strength), dtype=np.float32)
 
 
 def measure_all(
@@ -146,29 +103,28 @@ def measure_all(
 ) -> list[Measured]:
     """All measures of all test slices, of which those that are not kept yet are taken."""
     todo = [(one, pair) for one in sets for pair in main_test(one)]
-    stamps = {one.key(pair): _stamps(config, facts, methods, pair) for one, pair in todo}
+    stamps = {one.key(pair): _stamps(config, facts, pair) for one, pair in todo}
+    kept = {key: kept_of_slice(out, key, wanted) for key, wanted in stamps.items()}
     tasks = []
     for one, pair in todo:
-        wanted = stamps[one.key(pair)]
-        if missing := wanted.keys() - kept_of_slice(out, one.key(pair), wanted).keys():
-            tasks.append((one, pair, {label: wanted[label] for label in wanted if label in missing}))
+        key = one.key(pair)
+        if missing := {label: stamp for label, stamp in stamps[key].items() if label not in kept[key]}:
+            tasks.append((one, pair, missing))
     work = partial(_measure, config, methods, dict(facts), out)
     for done, _ in enumerate(in_processes(work, tasks, workers=jobs) if tasks else (), start=len(todo) - len(tasks) + 1):
         progress("measuring", done, len(todo))
-    return [
-        _measured(one, pair, row)
-        for one, pair in todo
-        for rows in kept_of_slice(out, one.key(pair), stamps[one.key(pair)]).values()
-        for row in rows
-    ]
+    for one, pair, _ in tasks:
+        kept[one.key(pair)] = kept_of_slice(out, one.key(pair), stamps[one.key(pair)])
+    return [_measured(one, pair, row) for one, pair in todo for row in kept[one.key(pair)].values()]
 
 
-def _stamps(
-    config: StudyConfig, facts: Mapping[Method, Mapping[str, Any]], methods: Sequence[Method], pair: Pair
-) -> dict[str, str]:
-    """What the measures of the low dose and of each method on a slice hold for, by label."""
-    of_methods = {method.label: slice_stamp(config, pair, facts[method]) for method in methods}
-    return {INPUT: slice_stamp(config, pair, {})} | of_methods
+def _stamps(config: StudyConfig, facts: Mapping[Method, Mapping[str, Any]], pair: Pair) -> dict[str, str]:
+    """Label of every image of a test slice → what its measures hold for; of the reference, noise power alone is measured."""
+    plain = image_stamp(config, pair, None, Recipe())
+    stamps = {INPUT: plain}
+    for method, known in facts.items():
+        stamps |= image_stamps(config, method, known, pair)
+    return stamps | {REFERENCE: plain}
 
 
 def _measure(
@@ -178,29 +134,23 @@ def _measure(
     out: Path,
     task: tuple[TestSet, Pair, dict[str, str]],
 ) -> None:
-    """Measure a slice under some methods, by label with the stamp of each; the reference's noise power stands with the low dose."""
+    """Measure those images of a slice whose labels are given, each with its stamp."""
     one, pair, stamps = task
-    chosen = [method for method in methods if method.label in stamps]
-    stored = study_images(config, [], {}, one, pair, out)
-    reference, truth, low_dose = stored[REFERENCE, None], stored.get((TRUTH, None)), stored[INPUT, None]
-    images: dict[str, dict[tuple[str, int | None], NDArray[np.float32]]] = {}
-    if INPUT in stamps:
-        images[INPUT] = {(INPUT, None): low_dose}
-    images |= {method.label: _images_of(config, method, facts[method], low_dose, one, pair, out) for method in chosen}
-    named = {f"{name} {seed}": image for each in images.values() for (name, seed), image in each.items()}
+    chosen = [method for method in methods if not stamps.keys().isdisjoint(image_stamps(config, method, facts[method], pair))]
+    images = study_images(config, chosen, facts, one, pair, out)
+    reference, truth = images.pop((REFERENCE, None)), images.pop((TRUTH, None), None)
+    labels = {image_label(*name): name for name in images if image_label(*name) in stamps}
+    named = {label: images[name] for label, name in labels.items()}
     measured = evaluate_slice(
         reference, named, pixel_mm=pair.pixel_mm, protocols=config.protocols, band=Band(*config.band), truth_hu=truth
     )
     curves = slice_spectra(reference, named, pixel_mm=pair.pixel_mm)
-
-    def row(name: str, seed: int | None, key: str) -> dict[str, Any]:
-        nps = asdict(curves[key]) if key in curves else None
-        return {"method": name, "seed": seed, "metrics": measured.get(key, {}), "nps": nps}
-
-    rows = {label: [row(name, seed, f"{name} {seed}") for name, seed in each] for label, each in images.items()}
-    if INPUT in rows and REFERENCE in curves:
-        rows[INPUT].append(row(REFERENCE, None, REFERENCE))
-    keep_slice(out, one.key(pair), {label: (stamps[label], each) for label, each in rows.items()})
+    rows = {}
+    for label in stamps:
+        name, seed = labels.get(label, (REFERENCE, None))
+        nps = asdict(curves[label]) if label in curves else None
+        rows[label] = {"stamp": stamps[label], "method": name, "seed": seed, "metrics": measured.get(label, {}), "nps": nps}
+    keep_slice(out, one.key(pair), rows)
 
 
 def _measured(one: TestSet, pair: Pair, row: Mapping[str, Any]) -> Measured:
@@ -210,10 +160,8 @@ def _measured(one: TestSet, pair: Pair, row: Mapping[str, Any]) -> Measured:
         pair=pair,
         method=row["method"],
         seed=row["seed"],
-        metrics={key: math.nan if value is None else value for key, value in row["metrics"].items()},
-        curve=None
-        if nps is None
-        else NPSCurve(nps["n_rois"], nps["variance"], tuple(math.nan if value is None else value for value in nps["power"])),
+        metrics=row["metrics"],
+        curve=None if nps is None else NPSCurve(nps["n_rois"], nps["variance"], tuple(nps["power"])),
     )
 
 
@@ -240,7 +188,7 @@ def detectability(
             if each := [one for one in of_lesion if one is not None]:
                 means = {key: float(np.mean([one[key] for one in each])) for key in ("d_prime", "low", "high", "auc")}
                 warnings = sorted({warning for one in each for warning in one["warnings"]})
-                results.setdefault(name, []).append(each[0] | means | {"warnings": warnings})
+                results.setdefault(name, []).append(each[0] | means | {"warnings": warnings, "n_trainings": len(each)})
     return results
 
 

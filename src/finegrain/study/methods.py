@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from finegrain.config import Arm, ClassicalArm, LossConfig, PeerArm, StudyArm, StudyConfig
 from finegrain.denoise import Denoiser, torch_engine
-from finegrain.equaliser import BandEqualiser, CalibrationSlice, calibrate_equaliser
+from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
 from finegrain.evaluate.fidelity import protocol_named
 from finegrain.evaluate.lesion import Lesion, Place, gaussian_transfer, insert, lesion_places, roi_size, rois_at
 from finegrain.evaluate.regions import body_mask
@@ -32,8 +32,9 @@ from finegrain.networks.skeleton import STRIDE, ImageNetwork, build_network, cou
 from finegrain.pairs.dataset import half_per_mm_of
 from finegrain.pairs.manifest import Pair
 from finegrain.spread import spread
-from finegrain.study.classical import denoise_classically, tune
-from finegrain.study.kept import kept_lesions, kept_of_slice, lesions_stamp, read_json, slice_stamp, stamp_of
+from finegrain.study.classical import denoise_classically, tune, version_of
+from finegrain.study.images import image_label, recipes_of, spatial_arm
+from finegrain.study.kept import image_stamp, kept_lesions, kept_of_slice, lesions_stamp, read_json, stamp_of
 from finegrain.train.loop import CHECKPOINT, check_run_folder, fit
 
 Progress = Callable[[str, int, int], None]
@@ -59,7 +60,7 @@ class Method:
     @property
     def label(self) -> str:
         """For progress and messages."""
-        return self.arm.name if self.seed is None else f"{self.arm.name}, seed {self.seed}"
+        return image_label(self.arm.name, self.seed)
 
     def folder(self, out: Path) -> Path:
         """Where all that belongs to the method lies."""
@@ -122,18 +123,29 @@ def make_method(
     identity, test = facts["identity"], main_test(main)
     looks = config.has_lesions(method.seed)
     judged = not looks or kept_lesions(out, method.label, lesions_stamp(config, test, identity)) is not None
-    todo = [
-        (one, pair)
-        for one in (main, *others)
-        for pair in main_test(one)
-        if not (kept_of_slice(out, one.key(pair), {method.label: slice_stamp(config, pair, facts)}) and (judged or one is not main))
-    ]
+    todo = []
+    for one in (main, *others):
+        for pair in main_test(one):
+            stamps = image_stamps(config, method, facts, pair)
+            if (one is main and not judged) or len(kept_of_slice(out, one.key(pair), stamps)) < len(stamps):
+                todo.append((one, pair))
     times = _denoise_all(method, denoise, identity, todo, folder, progress)
     if not judged:
         _denoise_lesions(config, method, denoise, identity, main, folder, progress)
-    seconds = float(np.median([times[pair.key][1] for pair in test if pair.key in times] or [np.nan]))
-    facts |= {"name": method.arm.name, "seed": method.seed, "seconds_per_slice": round(seconds, 3)}
+    held = read_json(folder / "method.json")
+    seconds = held.get("seconds_per_slice") if held.get("identity") == identity else None
+    if seconds is None and all(pair.key in times for pair in test):
+        seconds = round(float(np.median([times[pair.key][1] for pair in test])), 3)
+    facts |= {"name": method.arm.name, "seed": method.seed, "seconds_per_slice": seconds}
     write_whole(folder / "method.json", json.dumps(json_safe(facts), indent=1, ensure_ascii=False) + "\n")
+
+
+def image_stamps(config: StudyConfig, method: Method, facts: Mapping[str, Any], pair: Pair) -> dict[str, str]:
+    """Label of each image of a method on a test slice → what its measures hold for."""
+    return {
+        image_label(name, method.seed): image_stamp(config, pair, facts["identity"], recipe)
+        for name, recipe in recipes_of(config, method.arm.name, facts.get("equaliser")).items()
+    }
 
 
 def show_method(config: StudyConfig, method: Method, main: TestSet, shown: Collection[Pair], out: Path, progress: Progress) -> None:
@@ -187,11 +199,6 @@ def _trained(
     return denoiser.denoise_slice, facts, identity
 
 
-def spatial_arm(config: StudyConfig) -> str | None:
-    """The arm that the free competitors start from: the hybrid with the spatial loss alone."""
-    return next((arm.name for arm in config.arms if isinstance(arm, Arm) and arm.family == "hybrid" and arm.loss.weight == 0), None)
-
-
 def _equaliser(method: Method, denoise: Denoise, identity: str, main: TestSet, folder: Path, progress: Progress) -> dict[str, Any]:
     """The band equaliser of a network, calibrated on the validation pairs: `levels` and `gains`."""
     validation = [pair for pair in main.pairs if pair.split == "validation"]
@@ -209,17 +216,11 @@ def _equaliser(method: Method, denoise: Denoise, identity: str, main: TestSet, f
     return {"levels": held["levels"], "gains": held["gains"]}
 
 
-def equaliser_of(facts: Mapping[str, Any]) -> BandEqualiser | None:
-    """The equaliser that stands in a `method.json`."""
-    held = facts.get("equaliser")
-    return BandEqualiser(tuple(held["levels"]), tuple(tuple(of_level) for of_level in held["gains"])) if held else None
-
-
 def _tuned(
     config: StudyConfig, arm: ClassicalArm, main: TestSet, folder: Path, progress: Progress
 ) -> tuple[Denoise, dict[str, Any], str]:
     chosen = spread([pair for pair in main.pairs if pair.split == "validation"], MOST_TUNING_SLICES)
-    stamp = stamp_of(arm.model_dump(), config.protocols[0], [pair.sha256 for pair in chosen], _classical_program())
+    stamp = stamp_of(arm.model_dump(), config.protocols[0], [pair.sha256 for pair in chosen], version_of(arm))
     held = read_json(folder / "tuning.json")
     if held.get("stamp") != stamp:
         progress(f"tuning {arm.name}", 0, 1)
@@ -238,10 +239,6 @@ def _low_and_normal(pairs: list[Pair], folder: Path) -> Iterator[tuple[NDArray[n
         yield low_dose, normal
 
 
-def _classical_program() -> str:
-    return file_sha256(Path(__file__).with_name("classical.py"))
-
-
 def _denoise_all(
     method: Method,
     denoise: Denoise,
@@ -253,6 +250,7 @@ def _denoise_all(
     """Denoise those of the slices that are not at hand; gives pixels and seconds of each that ever was denoised."""
     target = folder / "denoised"
     times = _times_of(folder, identity)
+    _write_times(folder, identity, times)  # first: an image that is there without its line would pass for an earlier method's
     for done, (one, pair) in enumerate(todo, start=1):
         if _is_at_hand(times, one, pair, folder):
             continue
@@ -262,7 +260,7 @@ def _denoise_all(
         denoised = denoise(pair.images(one.folder)[0].astype(np.float32))
         times[key] = [pair.sha256, round(time.perf_counter() - started, 4)]
         save_array(target / f"{key}.npy", denoised)
-        write_whole(folder / "times.json", json.dumps({"identity": identity, "times": times}))
+        _write_times(folder, identity, times)
         progress(f"denoising with {method.label}", done, len(todo))
     return times
 
@@ -271,6 +269,10 @@ def _times_of(folder: Path, identity: str) -> dict[str, list[Any]]:
     """Which pixels the denoised image of each slice belongs to, and its seconds, of a method of this identity."""
     held = read_json(folder / "times.json")
     return held["times"] if held.get("identity") == identity else {}
+
+
+def _write_times(folder: Path, identity: str, times: Mapping[str, list[Any]]) -> None:
+    write_whole(folder / "times.json", json.dumps({"identity": identity, "times": times}) + "\n")
 
 
 def _is_at_hand(times: Mapping[str, list[Any]], one: TestSet, pair: Pair, folder: Path) -> bool:
@@ -341,10 +343,11 @@ def _denoise_lesions(
     target = folder / "lesions"
     target.mkdir(exist_ok=True)
     assert config.lesions is not None
-    stamp = stamp_of(identity, config.lesions.model_dump(exclude={"seeds"}), roi_sizes(config, main))
+    test, sizes = main_test(main), roi_sizes(config, main)
+    stamp = lesions_stamp(config, test, identity)
     held = read_json(target / "done.json")
     done: dict[str, str] = held["slices"] if held.get("stamp") == stamp else {}
-    test, sizes = main_test(main), roi_sizes(config, main)
+    write_whole(target / "done.json", json.dumps({"stamp": stamp, "slices": done}))  # first, as in `_denoise_all`
     for number, pair in enumerate(test, start=1):
         if done.get(pair.key) == pair.sha256 and (target / f"{pair.key}.npz").is_file():
             continue

@@ -19,8 +19,9 @@ from finegrain.report import Method as ShownMethod
 from finegrain.report import StudyReport, WorstCase, label_of
 from finegrain.report.evaluation import worst_crop
 from finegrain.report.words import bands_in
-from finegrain.study.measuring import TRUTH, free_names, study_images
-from finegrain.study.methods import Method, TestSet, main_test, spatial_arm
+from finegrain.study.images import free_names, spatial_arm
+from finegrain.study.measuring import TRUTH, study_images
+from finegrain.study.methods import Method, TestSet, main_test
 from finegrain.study.results import compared_measures
 
 CROP_SIDE = 72
@@ -100,7 +101,10 @@ def _seeds_note(config: StudyConfig, results: Mapping[str, Any]) -> str:
         if arm.kind != "classical":
             means = results["measures"][arm.name][psnr]["seed_means"]
             lines.append(f"{arm.name} {np.std(means, ddof=1):.3f}" if len(means) > 1 else f"{arm.name} trained once")
-    return f"The networks were trained with {len(seeds)} seeds. SD of the mean PSNR over seeds in dB: {', '.join(lines)}."
+    text = f"The networks were trained with {len(seeds)} seeds. SD of the mean PSNR over seeds in dB: {', '.join(lines)}."
+    if config.lesions is not None and config.lesions.seeds is not None and config.lesions.seeds < len(seeds):
+        text += f" Lesions were looked for under the first {config.lesions.seeds} of them alone."
+    return text
 
 
 def _rows(config: StudyConfig, results: Mapping[str, Any]) -> list[StudyRow]:
@@ -154,7 +158,7 @@ def _images_of_first_seed(
     out: Path,
 ) -> dict[str, NDArray[np.float32]]:
     """Every image but the truth and most free competitors, by name."""
-    images = study_images(config, methods, facts, main, pair, out)
+    images = study_images(config, _of_first_seed(methods, config), facts, main, pair, out)
     shown: dict[str, NDArray[np.float32]] = {}
     for (name, _), image in images.items():
         if name != TRUTH and (name not in free_names(config) or name in ("blend 0.2", "equaliser 1")):
@@ -162,10 +166,15 @@ def _images_of_first_seed(
     return shown
 
 
-def shown_pairs(results: Mapping[str, Any], main: TestSet) -> list[Pair]:
-    """The test slices whose images the page shows: one of each region, and those with the least gain."""
-    pairs = {pair.key: pair for pair in main_test(main)}
-    return list(dict.fromkeys([*_of_each_region(main), *(pairs[one["pair"]] for one in results["worst"])]))
+def shown_pairs(config: StudyConfig, results: Mapping[str, Any], main: TestSet, method: Method) -> list[Pair]:
+    """The test slices that the page shows as a method denoised them: one of each region, and those with its least gains."""
+    worst = {one["pair"] for one in results["worst"] if (one["method"], one["seed"]) == (method.arm.name, method.seed)}
+    crops = _of_each_region(main) if method in _of_first_seed([method], config) else []
+    return list(dict.fromkeys([*crops, *(pair for pair in main_test(main) if pair.key in worst)]))
+
+
+def _of_first_seed(methods: Sequence[Method], config: StudyConfig) -> list[Method]:
+    return [method for method in methods if method.seed in (None, config.all_seeds[0])]
 
 
 def _of_each_region(main: TestSet) -> list[Pair]:
@@ -206,7 +215,8 @@ def _worst(
     cases = []
     for one in found:
         pair = pairs[one["pair"]]
-        images = study_images(config, methods, facts, main, pair, out)
+        its = [method for method in methods if (method.arm.name, method.seed) == (one["method"], one["seed"])]
+        images = study_images(config, its, facts, main, pair, out)
         reference, image = images[REFERENCE, None], images[one["method"], one["seed"]]
         shown = {REFERENCE: reference, INPUT: images[INPUT, None], one["method"]: image}
         name = f"{pair.region}, slice {pair.slice_index}"

@@ -32,8 +32,9 @@ from finegrain.provenance import write_provenance
 from finegrain.report import render_study
 from finegrain.simulate.fbp import find_kernel
 from finegrain.study.classical import check_installed
+from finegrain.study.images import free_names
 from finegrain.study.kept import read_json
-from finegrain.study.measuring import TRUTH, detectability, free_names, measure_all
+from finegrain.study.measuring import TRUTH, detectability, measure_all
 from finegrain.study.methods import (
     Method,
     Progress,
@@ -93,7 +94,7 @@ def run_study(
     path = out / "results.json"
     write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_whole(out / "patients.csv", _patients_csv(results))
-    shown = shown_pairs(results, sets[0])
+    shown = {method: shown_pairs(config, results, sets[0], method) for method in methods}
     _for_each(partial(_show, config, sets[0], shown, out), methods, jobs=jobs, progress=told)
     content = study_page(config, results, methods, facts, sets[0], out)
     report = out / "report.html"
@@ -125,6 +126,10 @@ def _check(config: StudyConfig) -> None:
             check_installed(arm)
         else:
             untrained(config, Method(arm, config.all_seeds[0]))
+    labels: dict[str, str] = {slug(name): name for name in taken}
+    for label in (method.label for method in all_methods(config)):
+        if (other := labels.setdefault(slug(label), label)) != label:
+            raise ConfigError(f"{label!r} and {other!r} would share a file; choose other names for arms")
 
 
 def _test_sets(config: StudyConfig, out: Path, *, data_root: Path, jobs: int, progress: Progress) -> tuple[TestSet, ...]:
@@ -187,8 +192,10 @@ def _make(config: StudyConfig, sets: tuple[TestSet, ...], out: Path, progress: P
     make_method(config, method, sets[0], sets[1:], out, progress)
 
 
-def _show(config: StudyConfig, main: TestSet, shown: list[Pair], out: Path, progress: Progress, method: Method) -> None:
-    show_method(config, method, main, shown, out, progress)
+def _show(
+    config: StudyConfig, main: TestSet, shown: Mapping[Method, list[Pair]], out: Path, progress: Progress, method: Method
+) -> None:
+    show_method(config, method, main, shown[method], out, progress)
 
 
 class _WholeOf:
