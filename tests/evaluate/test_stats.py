@@ -29,6 +29,11 @@ def patients(n, shift, seed=0):
     return baseline + shift + rng.normal(0, 0.3, n), baseline
 
 
+def test_the_interval_of_equal_differences_is_that_difference_for_few_patients_too():
+    low, high, _ = compare_paired([31.0, 32.0, 33.0, 34.0], [30.5, 31.5, 32.5, 33.5]).interval()
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
 @pytest.mark.parametrize("n", [4, 8, 12, 25])
 def test_p_values_agree_with_scipy(n):
     a, b = patients(n, 0.2)

@@ -180,7 +180,7 @@ def test_stars_stand_only_where_both_tests_allow(tmp_path: Path) -> None:
         text = Page(path).text
         assert ("∗" in text) == starred
         assert f"{found.t_low:+.2f}".replace("-", "−") in text or np.isnan(found.t_low)
-        assert text.count("(t)") == 1
+        assert text.count(f"({found.interval()[2]})") == 1
 
 
 def test_a_page_and_the_claims_read_the_same_interval(tmp_path: Path) -> None:
