@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finegrain.acquisition import Acquisition
 from finegrain.config import PairsConfig, PhantomSource
 from finegrain.denoise import load_denoiser
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
@@ -44,11 +45,13 @@ def main() -> None:
     images = {pair.key: pair.images(store).astype(np.float32) for pair in pairs}
     denoised = {key: denoiser.denoise_slice(stack[0]) for key, stack in images.items()}
     slices = [
-        CalibrationSlice(images[pair.key][0], denoised[pair.key], images[pair.key][1], body_mask(images[pair.key][1]))
+        CalibrationSlice(
+            images[pair.key][0], denoised[pair.key], images[pair.key][1], body_mask(images[pair.key][1]), pair.dose_fraction
+        )
         for pair in pairs
         if pair.split == "validation"
     ]
-    everywhere, by_level = (calibrate_equaliser(slices, levels=levels) for levels in (1, 3))
+    calibrated = calibrate_equaliser(slices)
     rows: dict[str, dict[str, list[tuple[float, ...]]]] = defaultdict(lambda: defaultdict(list))
     for pair in (pair for pair in pairs if pair.split == "test"):
         (noisy, reference, truth), network = images[pair.key], denoised[pair.key]
@@ -56,9 +59,10 @@ def main() -> None:
         shown = {
             "low dose": noisy,
             **{f"texture {texture:g}": denoiser.denoise_slice(noisy, texture=texture) for texture in (0, 0.5, 1)},
-            "calibrated here, 3 levels": by_level.apply(network, noisy, strength=1),
-            "calibrated here, 1 level": everywhere.apply(network, noisy, strength=1),
-            "blend 0.2": 0.2 * noisy + 0.8 * network,
+            "texture 1, dose told": denoiser.denoise_slice(noisy, texture=1, acquisition=Acquisition(pair.dose_fraction)),
+            "calibrated here": calibrated.apply(network, noisy, strength=1),
+            "calibrated here, dose told": calibrated.apply(network, noisy, strength=1, dose_fraction=pair.dose_fraction),
+            **{f"blend {share:g}": share * noisy + (1 - share) * network for share in (0.2, 0.3)},
         }
         sums, in_band = band_sums([reference, truth, *shown.values()], [fine], n_references=2), band.mask(pixel_mm=pair.pixel_mm)
         for k, (name, image) in enumerate(shown.items(), start=2):

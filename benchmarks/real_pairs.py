@@ -14,11 +14,13 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from finegrain.acquisition import Acquisition
 from finegrain.denoise import load_denoiser
 from finegrain.evaluate.fidelity import protocol_named, psnr
 from finegrain.evaluate.run import evaluate_slice
@@ -28,6 +30,8 @@ from finegrain.study.classical import METHODS
 
 PROTOCOL = "abdomen-40/400"
 KEYS = (f"psnr_db[{PROTOCOL}]", f"ssim[{PROTOCOL}]", "hf_ratio[full]", "hf_coherence[full]", "texture_index", "hu_bias[soft]")
+NETWORK = "texture 0"
+"""The network alone; `finegrain denoise` takes texture 1 by default."""
 
 
 def read(path: Path) -> tuple[NDArray[np.float32], float]:
@@ -64,25 +68,32 @@ def main() -> None:
     rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(root.glob("*/*/full/*")):
         (full, pixel_mm), (quarter, _) = read(path), read(path.parents[1] / "quarter" / path.name)
-        images = {"quarter dose": quarter, "denoised": denoiser.denoise_slice(quarter)}
+        images = {
+            "quarter dose": quarter,
+            NETWORK: denoiser.denoise_slice(quarter),
+            "texture 1": denoiser.denoise_slice(quarter, texture=1),
+            "texture 1, dose told": denoiser.denoise_slice(quarter, texture=1, acquisition=Acquisition(dose_fraction=0.25)),
+        }
         if with_peers:
             images |= {f"{name}, oracle σ": with_oracle(name, quarter, full) for name in ("nlm", "bm3d")}
         measured = evaluate_slice(full, images, pixel_mm=pixel_mm, protocols=(PROTOCOL,), band=Band())
         for name, values in measured.items():
             rows[path.parents[1].name][name].append(values)
-    kept: dict[str, dict[str, object]] = {}
+    kept: dict[str, dict[str, Any]] = {}
     for kernel, methods in rows.items():
-        print(f"\n{kernel}, {len(methods['denoised'])} slices" + "".join(f"{key:>26}" for key in KEYS))
+        print(f"\n{kernel}, {len(methods[NETWORK])} slices" + "".join(f"{key:>26}" for key in KEYS))
         means = {
             name: {key: float(np.nanmean([value[key] for value in values])) for key in KEYS} for name, values in methods.items()
         }
         for name, mean in means.items():
             print(f"{name:24}" + "".join(f"{mean[key]:26.3f}" for key in KEYS))
-        gains = np.array(
-            [out[KEYS[0]] - given[KEYS[0]] for out, given in zip(methods["denoised"], methods["quarter dose"], strict=True)]
-        )
-        kept[kernel] = {**means, "slices": len(gains), "least_gain_db": float(gains.min())}
-        print(f"gain in PSNR: mean {gains.mean():.2f} dB, worst slice {gains.min():.2f} dB, best {gains.max():.2f} dB")
+        kept[kernel] = {**means, "slices": len(methods[NETWORK]), "least_gain_db": {}}
+        for name in methods:
+            gains = np.array(
+                [out[KEYS[0]] - given[KEYS[0]] for out, given in zip(methods[name], methods["quarter dose"], strict=True)]
+            )
+            kept[kernel]["least_gain_db"][name] = float(gains.min())
+            print(f"gain in PSNR, {name}: mean {gains.mean():.2f} dB, worst slice {gains.min():.2f} dB, best {gains.max():.2f} dB")
     if arguments.json:
         write_whole(arguments.json, json.dumps({"model": denoiser.name, "kernels": kept}, indent=1, ensure_ascii=False) + "\n")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finegrain.acquisition import Acquisition
 from finegrain.denoise import Denoiser, Engine, load_denoiser
-from finegrain.equaliser import RINGS, BandEqualiser
+from finegrain.equaliser import RINGS, BandEqualiser, RingGains
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import HURange
 from finegrain.networks.card import ModelCard
@@ -153,7 +153,16 @@ def test_the_fill_of_odd_sizes_makes_no_edge(rows: int, columns: int) -> None:
 
 # --- texture
 
-GAINS = BandEqualiser((0.1, 0.2), ((1.0,) * RINGS, (1.0, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.0)))
+RAISING = (1.0, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.0)
+
+
+def gains_of(*of_rings: float, of_input: float = 0.0) -> RingGains:
+    """Nothing at the first level, these at the second."""
+    return RingGains(tuple((1.0, gain) for gain in of_rings), ((0.0, of_input),) * RINGS)
+
+
+GAINS = BandEqualiser(((0.1, 0.2),) * RINGS, gains_of(*RAISING))
+BY_DOSE = BandEqualiser(GAINS.levels, GAINS.gains, ((0.25, gains_of(*RAISING)), (0.5, gains_of(*RAISING, of_input=0.5))))
 
 
 def textured(engine: Engine) -> Denoiser:
@@ -176,6 +185,28 @@ def test_texture_is_the_equaliser_on_what_the_network_made_and_strength_comes_la
     volume = volume_of(hu[None])
     np.testing.assert_array_equal(denoiser.denoise(volume, texture=0.5, strength=0.5).hu[0], half)
     np.testing.assert_array_equal(denoiser.denoise(volume, texture=0.5, strength=0).hu, volume.hu)
+
+
+def test_the_equaliser_is_told_the_dose_whether_or_not_the_network_is() -> None:
+    hu = noise_hu(64, 96)
+    for takes_acquisition in (False, True):
+        denoiser = Denoiser(
+            lambda unit, *told: mean_3x3(unit),
+            hu_range=RANGE,
+            stride=STRIDE,
+            equaliser=BY_DOSE,
+            takes_acquisition=takes_acquisition,
+        )
+        made = denoiser.denoise_slice(hu)
+        for dose in (None, 0.25, 0.3, 0.5):
+            expected = BY_DOSE.apply(made, hu, strength=1.0, dose_fraction=dose)
+            found = denoiser.denoise_slice(hu, texture=1, acquisition=Acquisition(dose_fraction=dose))
+            np.testing.assert_allclose(found, expected, atol=0.01)
+        assert denoiser.notes(Acquisition(dose_fraction=0.25)) == []
+
+
+def test_texture_is_1_by_default_where_there_are_gains() -> None:
+    assert (textured(identity).default_texture, denoiser_of(identity).default_texture) == (1, 0)
 
 
 def test_metal_beyond_the_range_of_the_network_does_not_ring() -> None:
@@ -306,7 +337,7 @@ def test_a_network_without_a_card_cannot_sign_a_series() -> None:
 
 def test_every_setting_that_changes_pixels_changes_the_uids_and_no_other_does() -> None:
     card = load_denoiser().card
-    other = BandEqualiser(GAINS.levels, ((1.0,) * RINGS,) * 2)
+    other = BandEqualiser(GAINS.levels, gains_of(*(1.0,) * RINGS))
 
     def uid(equaliser: BandEqualiser = GAINS, *, takes_acquisition: bool = True, **settings: Any) -> str:
         denoiser = Denoiser(

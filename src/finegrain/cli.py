@@ -209,11 +209,14 @@ def denoise(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="New folder for the denoised series.")],
     strength: Annotated[float, typer.Option(help="0 gives the input back, 1 takes out all noise that the network finds.")] = 1.0,
     texture: Annotated[
-        float,
-        typer.Option(help="0 gives what the network made, 1 raises its fine structure to the energy of a normal dose."),
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="0 gives what the network made, 1 gives its fine structure the energy of a normal dose; 1 if not given, where the "
+            "model can."
+        ),
+    ] = None,
     dose_fraction: Annotated[
-        float | None, typer.Option(help="Dose of the scan over the normal one, if known; for models that listen to it.")
+        float | None, typer.Option(help="Dose of the scan over the normal one, if known: how much noise a normal dose has.")
     ] = None,
     thorough: Annotated[
         bool,
@@ -234,6 +237,7 @@ def denoise(
     volume = read_series(source, series_uid=series, allow_lossy=allow_lossy)
     check_output_folder(output, volume)
     acquisition = _acquisition(volume, dose_fraction)
+    texture = denoiser.default_texture if texture is None else texture
     settings: dict[str, Any] = {"strength": strength, "texture": texture, "acquisition": acquisition}
     derivation = denoiser.derivation(**settings)
     with _progress() as bar:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain import __version__
+from finegrain.acquisition import Acquisition
 from finegrain.denoise import load_denoiser
 from finegrain.errors import ConfigError
 from finegrain.evaluate.run import REFERENCE, evaluate_volume, spectra_by_patient, spectral_measures, volume_spectra
@@ -86,7 +87,8 @@ def run_demo(
         low_dose = volume.with_hu(np.round(np.stack(list(_counted(steps, "simulating the low dose", n, progress)))))
     denoiser = load_denoiser()
     with clock("denoise"):
-        denoised = denoiser.denoise(low_dose, progress=lambda done: progress("denoising", done, n))
+        chosen: dict[str, Any] = {"texture": denoiser.default_texture, "acquisition": Acquisition(dose_fraction=dose_fraction)}
+        denoised = denoiser.denoise(low_dose, **chosen, progress=lambda done: progress("denoising", done, n))
     with clock("write DICOM"):
         progress("writing DICOM", 0, 2)
         settings = {
@@ -104,7 +106,7 @@ def run_demo(
         )
         write_derived_series(low_dose, out / LOW_DOSE, derivation=simulated)
         progress("writing DICOM", 1, 2)
-        write_derived_series(denoised, out / DENOISED, derivation=denoiser.derivation(strength=1.0))
+        write_derived_series(denoised, out / DENOISED, derivation=denoiser.derivation(strength=1.0, **chosen))
     with clock("measure"):
         progress("measuring", 0, 1)
         measures = evaluate_volume(volume, {"low dose": low_dose, "denoised": denoised}, protocols=PROTOCOLS, band=band)

@@ -80,6 +80,15 @@ class Denoiser:
         """Name and version of the model."""
         return f"{self.card.name} v{self.card.version}" if self.card else "an unnamed network"
 
+    @property
+    def default_texture(self) -> float:
+        """What the command line takes for `texture`: 1 where gains were calibrated, so that texture has a normal dose's energy."""
+        return 0.0 if self.equaliser is None else 1.0
+
+    @property
+    def _equalises_by_dose(self) -> bool:
+        return self.equaliser is not None and bool(self.equaliser.by_dose)
+
     def thorough(self) -> Denoiser:
         """The same denoiser, eight times as slow: the mean of what it makes of a slice in all its turns and flips.
 
@@ -92,10 +101,12 @@ class Denoiser:
     def told(self, acquisition: Acquisition | None) -> Acquisition:
         """What the network is told of a scan: a dose beyond those of its training as the nearest of them, or it would extrapolate.
 
-        Nothing if it does not listen.
+        Nothing if it does not listen; the equaliser is told the dose in any case.
         """
-        if acquisition is None or not self.takes_acquisition:
+        if acquisition is None or not (self.takes_acquisition or self._equalises_by_dose):
             return Acquisition()
+        if not self.takes_acquisition:
+            acquisition = Acquisition(dose_fraction=acquisition.dose_fraction)
         dose, trained = acquisition.dose_fraction, self.card.dose_fractions if self.card else ()
         if dose is None or not trained:
             return acquisition
@@ -106,7 +117,7 @@ class Denoiser:
         given = acquisition.dose_fraction if acquisition else None
         if given is None:
             return []
-        if not self.takes_acquisition:
+        if not (self.takes_acquisition or self._equalises_by_dose):
             return [f"{self.name} does not listen to the dose; the dose fraction changed nothing"]
         told = self.told(acquisition).dose_fraction
         if told == given or self.card is None:
@@ -149,7 +160,7 @@ class Denoiser:
         if self.turns > 1:
             parameters["turns"] = self.turns
         if texture > 0 and self.equaliser is not None:  # the gains stand in the card, which the hash of the weights does not guard
-            gains = json.dumps([self.equaliser.levels, self.equaliser.gains])
+            gains = json.dumps(self.equaliser.tables())
             parameters["band_gains"] = hashlib.sha256(gains.encode()).hexdigest()[:12]
         told = self.told(acquisition)
         known = {"dose_fraction": told.dose_fraction, "kernel_half_per_mm": told.kernel_half_per_mm}
@@ -186,8 +197,8 @@ class Denoiser:
         below, right = -rows % self.stride, -columns % self.stride
         mode: Any = "reflect" if min(rows, columns) > max(below, right) else "edge"
         padded = np.pad(unit, ((0, below), (0, right)), mode=mode)[None, None]
-        told = (self.told(acquisition).numbers()[None],) if self.takes_acquisition else ()
-        answer = self.engine(padded, *told)
+        told = self.told(acquisition)
+        answer = self.engine(padded, *((told.numbers()[None],) if self.takes_acquisition else ()))
         if answer.shape != padded.shape:
             raise ModelError(
                 f"the network was shown {padded.shape} and answered {answer.shape}, expected the same; check the model"
@@ -197,7 +208,7 @@ class Denoiser:
             raise ModelError("the network gave NaN or infinite values; nothing was written: check the input's HU and the model")
         if texture > 0 and self.equaliser is not None:
             shown = self.hu_range.to_hu(unit)  # without metal beyond the range, whose edges would ring
-            change = self.equaliser.apply(shown + change, shown, strength=texture) - shown
+            change = self.equaliser.apply(shown + change, shown, strength=texture, dose_fraction=told.dose_fraction) - shown
         return (hu + np.float32(strength) * change).astype(np.float32)
 
     def iterate(

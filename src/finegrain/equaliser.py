@@ -1,19 +1,23 @@
-"""The band equaliser: gains per frequency ring on a network's output, the free way to full high-frequency energy.
+"""The band equaliser: what a network took away, partly given back, frequency ring by ring, the way to a normal dose's energy.
 
 A network that is trained with the squared error shrinks what it cannot tell from noise. Multiplying each ring of frequencies by a
-gain that was found on validation slices brings the energy back, at the price of what the network had won in PSNR. It adds nothing
-that is true, so a network that was trained for energy must do better than this.
+gain that was found on validation slices brings the energy back, at the price of what the network had won in PSNR. Where there is
+nothing but noise, though, a gain raises what the network happened to keep of it; the noise of the input itself is as right there,
+and has the right spectrum. So a ring is made of both, in the shares that agree best with the normal dose.
 
 How much a network has shrunk depends on how far the structure there stands above the noise: edges hardly, fine texture strongly.
-So the gains may depend on that, too: there are some for several levels of what the network has kept over the noise it was shown.
+So the shares depend on that, for each ring by itself, which makes them hold for smooth and for sharp kernels. And a normal dose
+has noise of its own, as much of the input's as the dose tells; where the dose is known, the shares for it are taken.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -26,30 +30,60 @@ from finegrain.frequency import DCT_BLOCK, Band, block_dct, dct_matrix, nyquist_
 RINGS = DCT_BLOCK
 """Rings of a block's coefficients, each Nyquist / 8 wide; the last holds all from Nyquist up. The mean belongs to none."""
 
-SMALLEST_GAIN, LARGEST_GAIN = 0.5, 4.0
+LARGEST_GAIN = 4.0
 
 LEVELS = 3
-"""Levels of signal to noise. Against one, three bring the SD of ln(energy ratio) in fine texture over 35 simulated slices of
-12 virtual patients from 0.21 to 0.18 at the same PSNR; five bring no more. Two to four levels of noise alone brought nothing."""
+"""Levels of signal to noise, without that of edges. When one set of levels served all rings, three brought the SD of
+ln(energy ratio) in fine texture over 35 simulated slices of 12 virtual patients from 0.21 to 0.18; five brought no more."""
 LEAST_STEP = 1.25
-"""Two levels whose ratio is smaller are one: chance alone makes neighbourhoods of white noise differ by a tenth."""
+"""Least ratio of one level to the one below: chance alone makes neighbourhoods of white noise differ by a tenth."""
+FEWEST_OF_DOSE = 4
+"""Slices of one dose from which on it has gains of its own; a default, taken from nowhere."""
 
 GRID_OFFSETS = ((0, 0), (4, 4), (0, 4), (4, 0))
 """Block grids (row, column) that energies are pooled over."""
 
-ROUNDS = 5
-"""Rings of different block grids overlap, and so do levels, so that one round leaves some percent of the amplitude to the next."""
+ROUNDS = 4
+"""Rings of different block grids overlap, and so do levels, so that one round leaves some percent of the energy to the next."""
+TINY = 1e-6
+"""Share of a level's energy that keeps two images that are one another's multiple apart in the least-squares fit."""
+OF_ALL = 1e-6
+"""Share of all levels' energy that counts in each: one that nothing lies in gets the gains of all."""
 
 DETAIL = Band(0.4, 1.5)
-"""Where signal and noise are read: above 0.4 Nyquist, where anatomy is sparse."""
+"""Where the noise is read: above 0.4 Nyquist, where anatomy is sparse."""
 NOISE_BLOCKS = 9
 """Blocks along a side of the neighbourhood whose median is the local noise; a default, taken from nowhere."""
 SIGNAL_BLOCKS = 1.5
 """SD of the Gaussian, in blocks, over which energies of the signal are averaged; a default, taken from nowhere."""
 LOWEST_HU = 0.1
 """What is below this counts as this: in images without noise, ratios must stay finite."""
+AIR_HU = -900.0
+"""Blocks whose mean is below say nothing of a slice's spectrum: air is clipped, and padding has none."""
 MEDIAN_OF_NORMAL = 0.6745
 """Median of |x| for a normal x of SD 1."""
+
+EDGE_SIGMA_PIXELS = 3.0
+EDGE_HU_PER_PIXEL = 25.0
+EDGE_MARGIN_PIXELS = 5
+"""Where borders of organs are and what is near them: there is energy enough, and it is not texture. As steep as the edges that
+`evaluate.regions` leaves out of texture, at pixels of 0.7 mm."""
+
+RingTable = tuple[tuple[float, ...], ...]
+"""A number for each ring, lowest frequency first, and each level. Shape: (ring, level)."""
+
+
+@dataclass(frozen=True)
+class RingGains:
+    """What a ring is made of at each level: amplitudes of the network's output, and of what the network was shown."""
+
+    of_output: RingTable
+    of_input: RingTable
+
+    def __post_init__(self) -> None:
+        for name, table, largest in (("of_output", self.of_output, LARGEST_GAIN), ("of_input", self.of_input, 1.0)):
+            if not all(0 <= gain <= largest for of_ring in table for gain in of_ring):
+                raise ConfigError(f"gains {name} of a band equaliser lie in [0, {largest}], got {table}")
 
 
 @dataclass(frozen=True)
@@ -57,67 +91,125 @@ class BandEqualiser:
     """Gains on the rings of the block DCT, averaged over all 64 block grids, so that no grid shows.
 
     Between two levels of signal to noise the gains go smoothly from one to the other, beyond the last they stay. With one level
-    they are the same everywhere.
+    they are the same everywhere. Between two doses they go linearly in the logarithm of the dose, beyond the last they stay.
 
     Attributes:
-        levels: local signal to noise that each set of gains is for, as `local_signal_to_noise` tells it, rising.
-        gains: of amplitudes, for each level one per ring, lowest frequency first.
+        levels: local signal to noise that each column of the gains is for, as `local_signal_to_noise` tells it, rising.
+        gains: where the dose is not known.
+        by_dose: dose over the normal one → gains, rising; may be empty.
     """
 
-    levels: tuple[float, ...]
-    gains: tuple[tuple[float, ...], ...]
+    levels: RingTable
+    gains: RingGains
+    by_dose: tuple[tuple[float, RingGains], ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.levels) != len(self.gains) or not self.gains or {len(of_level) for of_level in self.gains} != {RINGS}:
-            raise ConfigError(
-                f"a band equaliser needs {RINGS} gains for each of its levels, got {len(self.levels)} levels and "
-                f"{[len(of_level) for of_level in self.gains]} gains"
-            )
-        if not all(SMALLEST_GAIN <= gain <= LARGEST_GAIN for of_level in self.gains for gain in of_level):
-            raise ConfigError(f"gains of a band equaliser lie in [{SMALLEST_GAIN}, {LARGEST_GAIN}], got {self.gains}")
-        if not all(0 < low < high for low, high in pairwise((*self.levels, math.inf))):
+        n_levels = {len(of_ring) for of_ring in self.levels}
+        every = (self.gains, *(gains for _, gains in self.by_dose))
+        tables = [table for gains in every for table in (gains.of_output, gains.of_input)]
+        if len(self.levels) != RINGS or len(n_levels) != 1 or 0 in n_levels:
+            raise ConfigError(f"a band equaliser needs levels for {RINGS} rings, as many for each; got {self.levels}")
+        if any([len(of_ring) for of_ring in table] != [len(of_ring) for of_ring in self.levels] for table in tables):
+            raise ConfigError(f"a band equaliser needs a gain for each ring and level, {RINGS} × {n_levels}; got {tables}")
+        if not all(0 < low < high for of_ring in self.levels for low, high in pairwise((*of_ring, math.inf))):
             raise ConfigError(f"levels of a band equaliser rise from above 0, got {self.levels}")
+        if not all(0 < low < high for low, high in pairwise((*(dose for dose, _ in self.by_dose), math.inf))):
+            raise ConfigError(f"doses of a band equaliser rise from above 0, got {[dose for dose, _ in self.by_dose]}")
 
-    def apply(self, denoised: NDArray[np.floating], noisy: NDArray[np.floating], *, strength: float) -> NDArray[np.float32]:
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any]) -> BandEqualiser:
+        """The equaliser of `tables()`, with lists as JSON has them. Raises: ConfigError if it cannot be."""
+        known = [(one["dose_fraction"], RingGains(_table(one["of_output"]), _table(one["of_input"]))) for one in tables["gains"]]
+        if not known or known[0][0] is not None:
+            raise ConfigError("the first gains of a band equaliser are those for a dose that is not known, with dose_fraction null")
+        return cls(_table(tables["levels"]), known[0][1], tuple(known[1:]))
+
+    def tables(self, digits: int | None = None) -> dict[str, Any]:
+        """All numbers of it, fit for JSON: `levels`, and `gains` with a `dose_fraction`, the first for a dose that is not known."""
+
+        def rounded(table: RingTable) -> RingTable:
+            return table if digits is None else tuple(tuple(round(value, digits) for value in of_ring) for of_ring in table)
+
+        every = ((None, self.gains), *self.by_dose)
+        gains = [
+            {"dose_fraction": dose, "of_output": rounded(one.of_output), "of_input": rounded(one.of_input)} for dose, one in every
+        ]
+        return {"levels": rounded(self.levels), "gains": gains}
+
+    def gains_at(self, dose_fraction: float | None) -> RingGains:
+        """The gains for a dose over the normal one; None if it is not known."""
+        if dose_fraction is None or not self.by_dose:
+            return self.gains
+        doses = np.log([dose for dose, _ in self.by_dose])
+        shares = [np.interp(math.log(dose_fraction), doses, of_dose) for of_dose in np.eye(len(doses))]
+
+        def mean(tables: list[RingTable]) -> RingTable:
+            return _table(np.tensordot(shares, np.array(tables), axes=1))
+
+        every = [gains for _, gains in self.by_dose]
+        return RingGains(mean([one.of_output for one in every]), mean([one.of_input for one in every]))
+
+    def apply(
+        self,
+        denoised: NDArray[np.floating],
+        noisy: NDArray[np.floating],
+        *,
+        strength: float,
+        dose_fraction: float | None = None,
+    ) -> NDArray[np.float32]:
         """The denoised image with `strength` times the change that the gains make: 0 gives it back, 1 the full gains.
 
         Args:
             denoised: what a network made of `noisy`, HU.
-            noisy: what the network was shown, HU; with one level it does not matter.
+            noisy: what the network was shown, HU.
+            dose_fraction: of `noisy`, over the normal dose; None if it is not known.
 
         Shape: (y, x) each.
         """
-        denoised = np.asarray(denoised, dtype=np.float32)
+        denoised, noisy = (np.asarray(image, dtype=np.float32) for image in (denoised, noisy))
+        gains, places = self.gains_at(dose_fraction), np.log(local_signal_to_noise(denoised, noisy))
         change = np.zeros_like(denoised)
-        for share, image in zip(self.shares(denoised, noisy), self._filtered(denoised), strict=True):
-            change += share * (image - denoised)
+        for image, table in ((denoised, np.array(gains.of_output) - 1), (noisy, np.array(gains.of_input))):
+            spectrum, transfers = _spectrum(image)
+            for ring in range(RINGS):
+                if table[ring].any():
+                    part = _inner(scipy.fft.irfft2(spectrum * transfers[ring], _padded_shape(image.shape)), image.shape)
+                    change += _at_pixels(np.interp(places[ring], np.log(self.levels[ring]), table[ring]), image.shape) * part
         return np.asarray(denoised + np.float32(strength) * change)
 
-    def shares(self, denoised: NDArray[np.floating], noisy: NDArray[np.floating]) -> NDArray[np.float32]:
-        """How much of each level places take, linear in the logarithm of theirs. Shape: (y, x) each → (level, y, x), sum 1."""
-        if len(self.levels) == 1:
-            return np.ones((1, *denoised.shape), dtype=np.float32)
-        levels, places = np.log(self.levels), np.log(local_signal_to_noise(denoised, noisy))
-        of_blocks = np.stack([np.interp(places, levels, of_level) for of_level in np.eye(len(levels))])
-        rows, columns = (_between_blocks(length) for length in denoised.shape)
-        return np.asarray(rows @ of_blocks.astype(np.float32) @ columns.T)
 
-    def _filtered(self, image: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        """The image with the gains of each level everywhere. Like the DCT itself, the edge sees its own mirror image."""
-        reach = DCT_BLOCK - 1
-        padded = np.pad(image, reach, mode="symmetric")
-        shape = tuple(scipy.fft.next_fast_len(length, real=True) for length in padded.shape)
-        spectrum = scipy.fft.rfft2(padded, shape)
-        inner = tuple(slice(reach, reach + length) for length in image.shape)
-        for gains in self.gains:
-            yield scipy.fft.irfft2(spectrum * _transfer(gains, shape), shape)[inner]
+def _table(values: Sequence[Sequence[float]] | NDArray) -> RingTable:
+    return tuple(tuple(float(value) for value in of_ring) for of_ring in values)
 
 
-def _transfer(gains: Sequence[float], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Block DCT, gains and inverse, averaged over all grids, are a convolution; this is its spectrum. Shape: (y, x / 2 + 1).
+def _at_pixels(of_blocks: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """From the middles of blocks to pixels, linear in between. Shape: (block_y, block_x) → (y, x)."""
+    rows, columns = (_between_blocks(length) for length in shape)
+    return np.asarray(rows @ of_blocks.astype(np.float32) @ columns.T)
 
-    On one grid, pixels p and q of a block are joined by Σ gain(u, v) B[u, p] B[v, q]; which places of a block they take goes
-    through all grids, and that leaves the autocorrelation of each basis vector, whose spectrum is real.
+
+def _spectrum(image: NDArray[np.float32]) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Spectrum of a padded image, and what to multiply it with for each ring. Like the DCT, the edge sees its own mirror image."""
+    shape = _padded_shape(image.shape)
+    return scipy.fft.rfft2(np.pad(image, DCT_BLOCK - 1, mode="symmetric"), shape), _transfers(shape)
+
+
+def _padded_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(scipy.fft.next_fast_len(length + 2 * (DCT_BLOCK - 1), real=True) for length in shape)
+
+
+def _inner(padded: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    reach = DCT_BLOCK - 1
+    return padded[tuple(slice(reach, reach + length) for length in shape)]
+
+
+@lru_cache(maxsize=4)
+def _transfers(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Block DCT, one ring of it and inverse, averaged over all grids, are a convolution; these are its spectra.
+
+    On one grid, pixels p and q of a block are joined by Σ B[u, p] B[v, q] over the coefficients (u, v) of the ring; which places of
+    a block they take goes through all grids, and that leaves the autocorrelation of each basis vector, whose spectrum is real.
+    Shape: (ring, y, x / 2 + 1).
     """
     correlation = np.stack([np.correlate(vector, vector, mode="full") for vector in dct_matrix(DCT_BLOCK)])
     lag = np.arange(1 - DCT_BLOCK, DCT_BLOCK)
@@ -125,16 +217,28 @@ def _transfer(gains: Sequence[float], shape: tuple[int, ...]) -> NDArray[np.floa
         correlation @ np.cos(2 * np.pi * np.outer(lag, frequency))
         for frequency in (scipy.fft.fftfreq(shape[0]), scipy.fft.rfftfreq(shape[1]))
     )
-    return (rows.T @ np.append(gains, 1.0)[_ring_of_coefficient()] @ columns / DCT_BLOCK**2).astype(np.float32)
+    of_ring = [(_ring_of_coefficient() == ring).astype(np.float64) for ring in range(RINGS)]
+    return np.stack([rows.T @ members @ columns / DCT_BLOCK**2 for members in of_ring]).astype(np.float32)
 
 
 def local_signal_to_noise(denoised: NDArray[np.floating], noisy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What the network has kept above 0.4 Nyquist around each block, over the noise that it was shown there.
+    """What the network has kept around each block, ring by ring, over the noise that it was shown there.
 
-    Shape: (y, x) each → (block_y, block_x).
+    The noise of a ring is the local noise times what the ring has of it in the middle of the slice's blocks.
+    Shape: (y, x) each → (ring, block_y, block_x).
     """
-    energy = ndimage.gaussian_filter((_detail(denoised) ** 2).mean(axis=-1), SIGNAL_BLOCKS, mode="nearest")
-    return np.maximum(np.sqrt(energy), LOWEST_HU) / local_noise_hu(noisy)
+    kept, shown = (_coefficients(image) for image in (denoised, noisy))
+    local = local_noise_hu(noisy)
+    solid = kept[..., 0] / DCT_BLOCK > AIR_HU
+    solid = solid if solid.any() else np.ones_like(solid)
+    found = []
+    for ring in range(RINGS):
+        members = (_ring_of_coefficient() == ring).ravel()
+        noise = np.median(np.abs(shown[..., members]), axis=-1) / MEDIAN_OF_NORMAL
+        profile = float(np.median(noise[solid] / local[solid]))
+        energy = ndimage.gaussian_filter((kept[..., members] ** 2).mean(axis=-1), SIGNAL_BLOCKS, mode="nearest")
+        found.append(np.maximum(np.sqrt(energy), LOWEST_HU) / np.maximum(local * profile, LOWEST_HU))
+    return np.stack(found)
 
 
 def local_noise_hu(image: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -143,7 +247,7 @@ def local_noise_hu(image: NDArray[np.floating]) -> NDArray[np.float64]:
     The median over the coefficients of a block does not see an edge that fills a few of them, and the median over 9 × 9 blocks
     none that crosses less than half of these; what comes out is smooth. Shape: (y, x) → (block_y, block_x).
     """
-    of_block = np.median(np.abs(_detail(image)), axis=-1) / MEDIAN_OF_NORMAL
+    of_block = np.median(np.abs(_coefficients(image)[..., DETAIL.mask(DCT_BLOCK).ravel()]), axis=-1) / MEDIAN_OF_NORMAL
     around = ndimage.median_filter(np.log(np.maximum(of_block, LOWEST_HU)), NOISE_BLOCKS, mode="nearest")
     return np.exp(ndimage.gaussian_filter(around, NOISE_BLOCKS / 4, mode="nearest"))
 
@@ -154,10 +258,11 @@ def median_noise_hu(image: NDArray[np.floating], body: NDArray[np.bool_]) -> flo
     return float(np.median(inside)) if inside.size else None
 
 
-def _detail(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Block-DCT coefficients above 0.4 Nyquist. Shape: (y, x) → (block_y, block_x, coefficient), a cut block filled up."""
+def _coefficients(image: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Block-DCT coefficients, a cut block filled up. Shape: (y, x) → (block_y, block_x, coefficient)."""
     fill = tuple((0, -length % DCT_BLOCK) for length in image.shape)
-    return block_dct(np.pad(np.asarray(image, dtype=np.float64), fill, mode="symmetric"))[..., DETAIL.mask(DCT_BLOCK)]
+    found = block_dct(np.pad(np.asarray(image, dtype=np.float64), fill, mode="symmetric"))
+    return found.reshape(*found.shape[:2], DCT_BLOCK**2)
 
 
 def _between_blocks(length: int) -> NDArray[np.float32]:
@@ -169,65 +274,180 @@ def _between_blocks(length: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class CalibrationSlice:
-    """A validation slice: what the network saw, what it made of it, what it should have, all in HU, and the body.
+    """A validation slice, in HU. Shape: (y, x) each.
 
-    Shape: (y, x) each.
+    Attributes:
+        noisy: what the network saw.
+        denoised: what it made of it.
+        reference: what it should have made.
+        body: where energies count.
+        dose_fraction: dose of `noisy` over that of `reference`; None if it is not known.
+        told: what the network made of it being told the dose; None if it listens to none.
     """
 
     noisy: NDArray[np.floating]
     denoised: NDArray[np.floating]
     reference: NDArray[np.floating]
     body: NDArray[np.bool_]
+    dose_fraction: float | None = None
+    told: NDArray[np.floating] | None = None
 
 
 def calibrate_equaliser(slices: Sequence[CalibrationSlice], *, levels: int = LEVELS) -> BandEqualiser:
-    """The equaliser that gives outputs the energy of their references, ring by ring and level by level: gain² = E(ref) / E(output).
+    """The equaliser that gives outputs the energy of their references, ring by ring and level by level.
 
-    The reference's noise is part of its energy: the output is to look as the normal dose does. Energies are pooled over all
-    slices, in blocks that the body covers by half. Gains are limited to [0.5, 4]. Levels are set so that each has as much of the
-    body; those that differ by less than a tenth become one.
+    Output and input are mixed as least squares wants them, which agrees best with the reference, and the mixture is raised to the
+    reference's energy. The reference's noise is part of that: the output is to look as the normal dose does. Energies are pooled
+    over blocks that the body covers by half; every slice counts alike in every ring. Levels are set so that each has as much of the
+    body away from strong edges, which get a level of their own: they hold most of the energy, and hardly any of it is missing.
+    Doses that at least four slices have get gains of their own, if there are several.
+
+    Args:
+        levels: of signal to noise, without that of strong edges.
 
     Raises: DataError if no slice shows a body.
     """
-    places = [local_signal_to_noise(one.denoised, one.noisy) for one in slices]
-    inside = np.concatenate([place[_of_blocks(one.body)] for place, one in zip(places, slices, strict=True)] or [np.empty(0)])
-    if not inside.size:
+    chosen = _levels(slices, levels)
+    doses = sorted({one.dose_fraction for one in slices if one.dose_fraction is not None})
+    of_dose = {dose: [one for one in slices if one.dose_fraction == dose] for dose in doses}
+    known = {dose: some for dose, some in of_dose.items() if len(some) >= FEWEST_OF_DOSE}
+    by_dose = [
+        (dose, _gains([one if one.told is None else replace(one, denoised=one.told) for one in some], chosen, levels))
+        for dose, some in known.items()
+    ]
+    return BandEqualiser(_table(chosen), _gains(slices, chosen, levels), tuple(by_dose) if len(by_dose) > 1 else ())
+
+
+def _levels(slices: Sequence[CalibrationSlice], n_calm: int) -> NDArray[np.float64]:
+    """Levels of signal to noise in each ring: of the calm body, and one of edges if there are any. Shape: (ring, level)."""
+    calm, steep = [np.empty((RINGS, 0))], [np.empty((RINGS, 0))]
+    for one in slices:
+        place = local_signal_to_noise(one.denoised, one.noisy)
+        for found, where in zip((calm, steep), _calm_and_edges(one), strict=True):
+            found.append(place[:, _of_blocks(where)])
+    inside, edges = np.concatenate(calm, axis=1), np.concatenate(steep, axis=1)
+    if not inside.shape[1]:
         raise DataError("no validation slice shows a body; gains need some to be found on")
-    chosen: list[float] = []
-    for level in np.quantile(inside, (np.arange(levels) + 0.5) / levels).tolist():
-        if not chosen or level >= LEAST_STEP * chosen[-1]:
-            chosen.append(level)
-    equaliser = BandEqualiser(tuple(chosen), ((1.0,) * RINGS,) * len(chosen))
-    shares = [equaliser.shares(one.denoised, one.noisy) for one in slices]
+    chosen = np.quantile(inside, (np.arange(n_calm) + 0.5) / n_calm, axis=1).T
+    if edges.shape[1]:
+        chosen = np.column_stack([chosen, np.median(edges, axis=1)])
+    for level in range(1, chosen.shape[1]):
+        chosen[:, level] = np.maximum(chosen[:, level], LEAST_STEP * chosen[:, level - 1])
+    return chosen
 
-    def energies(images: Sequence[NDArray]) -> NDArray[np.float64]:
-        each = [ring_energies(image, one.body, share) for image, one, share in zip(images, slices, shares, strict=True)]
-        return np.sum(each, axis=0)
 
-    wanted = energies([one.reference for one in slices])
+def _gains(slices: Sequence[CalibrationSlice], levels: NDArray[np.float64], n_calm: int) -> RingGains:
+    """Gains of one set for all slices."""
+    regions = [_calm_and_edges(one) for one in slices]
+    shares = [_shares(local_signal_to_noise(one.denoised, one.noisy), levels) for one in slices]
+
+    def sums(k: int, *images: NDArray) -> NDArray[np.float64]:
+        """`_moments` of a slice: of edges alone in their level, of all else in the others."""
+        calm, edges = regions[k]
+        found = _moments(images, calm, shares[k])
+        found[:, n_calm:] = _moments(images, edges, shares[k])[:, n_calm:]
+        return found
+
+    moments = np.stack([sums(k, one.denoised, one.noisy, one.reference) for k, one in enumerate(slices)])
+    weights = 1 / np.maximum(moments[:, :, :n_calm, 2, 2].sum(axis=2), TINY)  # (slice, ring)
+    pooled = _with_others(np.einsum("sr,srlij->rlij", weights, moments))
+    output, shown = _mixture(pooled)
     for _ in range(ROUNDS):
-        found = energies([equaliser.apply(one.denoised, one.noisy, strength=1.0) for one in slices])
-        gains = np.array(equaliser.gains) * np.sqrt(wanted / np.maximum(found, 1e-12))
-        gains = np.clip(gains, SMALLEST_GAIN, LARGEST_GAIN)
-        equaliser = BandEqualiser(equaliser.levels, tuple(tuple(of_level) for of_level in gains.tolist()))
-    return equaliser
+        mixed = BandEqualiser(_table(levels), RingGains(_table(output), _table(shown)))
+        images = [mixed.apply(one.denoised, one.noisy, strength=1.0) for one in slices]
+        found = np.einsum("sr,srl->rl", weights, np.stack([sums(k, image)[..., 0, 0] for k, image in enumerate(images)]))
+        output, shown = _limited(output, shown, np.sqrt(pooled[..., 2, 2] / np.maximum(_with_others(found), 1e-12)))
+    return RingGains(_table(output), _table(shown))
 
 
-def ring_energies(image: NDArray, body: NDArray[np.bool_], shares: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Squared block-DCT coefficients of each ring, summed over the blocks of four grids that the body covers by half.
+def _with_others(of_levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums for each ring and level, with a little of those of all levels. Shape: (ring, level, ...)."""
+    return of_levels + OF_ALL * of_levels.sum(axis=1, keepdims=True)
+
+
+def _mixture(moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Amplitudes of output and input, at the energy of the reference, that agree best with it.
+
+    Shape: moments (ring, level, 3, 3) of output, input and reference → (ring, level) each.
+    """
+    among, with_reference, wanted = moments[..., :2, :2], moments[..., :2, 2], moments[..., 2, 2]
+    scale = np.trace(among, axis1=-2, axis2=-1)
+    fitted = np.linalg.solve(among + (TINY * scale + 1e-12)[..., None, None] * np.eye(2), with_reference[..., None])[..., 0]
+    alone = with_reference / np.maximum(np.stack([among[..., 0, 0], among[..., 1, 1]], axis=-1), 1e-12)
+    fitted = np.where(fitted[..., 1:] < 0, np.stack([alone[..., 0], np.zeros_like(scale)], axis=-1), fitted)
+    fitted = np.where(fitted[..., :1] < 0, np.stack([np.zeros_like(scale), alone[..., 1]], axis=-1), fitted)
+    fitted = np.where((fitted <= 0).all(axis=-1, keepdims=True), np.array([1.0, 0.0]), fitted)
+    energy = np.einsum("...i,...ij,...j->...", fitted, among, fitted)
+    return _limited(fitted[..., 0], fitted[..., 1], np.sqrt(wanted / np.maximum(energy, 1e-12)))
+
+
+def _limited(
+    output: NDArray[np.float64], shown: NDArray[np.float64], factor: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both amplitudes times a factor, within the limits of `RingGains`."""
+    return np.clip(output * factor, 0, LARGEST_GAIN), np.clip(shown * factor, 0, 1)
+
+
+def _shares(places: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much of each level places take, in each ring; sum 1.
+
+    Shape: places (ring, block_y, block_x), levels (ring, level) → (ring, level, block_y, block_x).
+    """
+    steps = np.eye(levels.shape[1])
+    return np.stack(
+        [
+            np.stack([np.interp(np.log(place), np.log(of_ring), of_level) for of_level in steps])
+            for place, of_ring in zip(places, levels, strict=True)
+        ]
+    )
+
+
+def _moments(images: Sequence[NDArray], region: NDArray[np.bool_], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Products of the block-DCT coefficients of images with one another, summed over rings, levels and the blocks of four grids.
 
     Args:
-        shares: how much of each place counts for each level.
+        region: blocks that it covers by half count.
+        shares: how much each place counts for each level of each ring.
 
-    Shape: image, body (y, x), shares (level, y, x) → (level, ring).
+    Shape: images, region (y, x), shares (ring, level, block_y, block_x) → (ring, level, image, image).
     """
-    members = np.eye(RINGS + 1)[_ring_of_coefficient().ravel()]
-    total = np.zeros((len(shares), RINGS + 1))
+    ring_of = _ring_of_coefficient().ravel()
+    total = np.zeros((*shares.shape[:2], len(images), len(images)))
+    rows, columns = (_between_blocks(length) for length in region.shape)
     for offset in GRID_OFFSETS:
-        counts = to_blocks(body, offset=offset).mean(axis=(-2, -1)) >= 0.5
-        energy = block_dct(np.asarray(image, dtype=np.float64), offset=offset)[counts] ** 2
-        total += to_blocks(shares, offset=offset).mean(axis=(-2, -1))[:, counts] @ energy.reshape(-1, DCT_BLOCK**2) @ members
-    return total[:, :RINGS]
+        inside = to_blocks(region, offset=offset).mean(axis=(-2, -1)) >= 0.5
+        values = [block_dct(np.asarray(image, dtype=np.float64), offset=offset)[inside] for image in images]
+        coefficients = np.stack(values).reshape(len(images), -1, DCT_BLOCK**2)
+        down, across = (_means(matrix, first) for matrix, first in zip((rows, columns), offset, strict=True))
+        for ring in range(len(shares)):
+            of_ring = coefficients[..., ring_of == ring]
+            products = np.einsum("inc,jnc->ijn", of_ring, of_ring)
+            counts = (down @ shares[ring] @ across.T)[:, inside]
+            total[ring] += np.einsum("ln,ijn->lij", counts, products)
+    return total
+
+
+def _means(pixels: NDArray[np.float32], first: int) -> NDArray[np.float32]:
+    """Means over the whole blocks of a grid that starts at `first`. Shape: (pixel, column) → (block, column)."""
+    n_blocks = (len(pixels) - first) // DCT_BLOCK
+    return np.asarray(pixels[first : first + n_blocks * DCT_BLOCK].reshape(n_blocks, DCT_BLOCK, -1).mean(axis=1))
+
+
+def _calm_and_edges(one: CalibrationSlice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The body away from strong edges, and the body near them; all of it is calm where nothing would be. Shape: (y, x) each."""
+    steep = ndimage.gaussian_gradient_magnitude(np.asarray(one.reference, dtype=np.float64), EDGE_SIGMA_PIXELS) > EDGE_HU_PER_PIXEL
+    near = ndimage.distance_transform_edt(~steep) <= EDGE_MARGIN_PIXELS if steep.any() else steep
+    near = near if _of_blocks(one.body & ~near).any() else np.zeros_like(near)
+    return one.body & ~near, one.body & near
+
+
+def ring_energies(image: NDArray, body: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Squared block-DCT coefficients of each ring, summed over the blocks of four grids that the body covers by half.
+
+    Shape: (y, x) each → (ring,).
+    """
+    everywhere = np.ones((RINGS, 1, *(-(-length // DCT_BLOCK) for length in body.shape)))
+    return _moments((image,), body, everywhere)[:, 0, 0, 0]
 
 
 def _of_blocks(body: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -29,7 +29,7 @@ from finegrain.denoise import (
 from finegrain.errors import ModelError
 from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
-from finegrain.networks.card import FORMAT, BandGains, ModelCard, card_rows, read_card, write_card
+from finegrain.networks.card import FORMAT, BandGains, DoseGains, ModelCard, card_rows, read_card, write_card
 from finegrain.networks.checkpoint import load_network, save_model
 from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
 from finegrain.sample import sample_folder
@@ -37,6 +37,12 @@ from finegrain.scan.dicom import read_series
 from finegrain.scan.volume import CTVolume
 
 TOLD = Acquisition(dose_fraction=0.1, kernel_half_per_mm=0.3, pixel_mm=0.7)
+
+
+def _gains(levels, *, of_output, dose_fraction=None):
+    """Band gains as they stand on a card."""
+    each = {"dose_fraction": dose_fraction, "of_output": of_output, "of_input": [[0] * len(row) for row in of_output]}
+    return {"levels": levels, "gains": [each], "pairs": 1, "patients": 1, "data_sha256": "0" * 64}
 
 
 def _card(network, **changes):
@@ -141,7 +147,9 @@ def test_the_network_has_the_hu_range_of_its_card(folder):
 
 
 def test_a_card_comes_back_as_it_was_written_and_every_fact_is_in_the_table(saved, tmp_path):
-    gains = BandGains(levels=(0.5, 2), gains=((1.0,) * 8, (1.5,) * 8), pairs=2, patients=1, data_sha256="1" * 64)
+    table = ((1.0, 1.5),) * 8
+    each = tuple(DoseGains(dose_fraction=dose, of_output=table, of_input=((0, 0.25),) * 8) for dose in (None, 0.25, 0.5))
+    gains = BandGains(levels=((0.5, 2),) * 8, gains=each, pairs=2, patients=1, data_sha256="1" * 64)
     card = _card(saved[0]["hybrid"], band_gains=gains, metrics={"psnr": None, "hf_ratio": 0.875}, noise_hu=None)
     write_card(tmp_path, card.model_copy(update={"sha256": {"model.onnx": hashlib.sha256(b"").hexdigest()}}))
     (tmp_path / "model.onnx").touch()
@@ -197,9 +205,10 @@ def test_a_missing_field_is_refused_in_one_line_that_names_it(folder, name):
         ({"sha256": {"model.onnx": "0" * 63}}, "sha256.model.onnx"),
         ({"sha256": {"model.onnx": "0" * 64}}, "altered"),
         ({"sha256": {"../model.onnx": "0" * 64, "model.onnx": "0" * 64}}, "plain name"),
-        ({"band_gains": {"levels": [1], "gains": [[9] * 8], "pairs": 1, "patients": 1, "data_sha256": "0" * 64}}, "gains"),
-        ({"band_gains": {"levels": [1], "gains": [[1] * 7], "pairs": 1, "patients": 1, "data_sha256": "0" * 64}}, "8 gains"),
-        ({"band_gains": {"levels": [2, 1], "gains": [[1] * 8] * 2, "pairs": 1, "patients": 1, "data_sha256": "0" * 64}}, "rise"),
+        ({"band_gains": _gains([[1]] * 8, of_output=[[9]] * 8)}, "gains"),
+        ({"band_gains": _gains([[1]] * 8, of_output=[[1]] * 7)}, "each ring and level"),
+        ({"band_gains": _gains([[2, 1]] * 8, of_output=[[1, 1]] * 8)}, "rise"),
+        ({"band_gains": _gains([[1]] * 8, of_output=[[1]] * 8, dose_fraction=0.5)}, "dose_fraction null"),
     ],
 )
 def test_a_card_that_cannot_be_true_is_refused_in_one_line(folder, changes, word):

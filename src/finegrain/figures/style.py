@@ -78,7 +78,7 @@ class Method:
         name: what a reader sees; unlike every other's.
         kind: what it is.
         start: of a free competitor: the method that it starts from, where its curve begins. Those of one curve share
-            the first word of their names ("blend 0.1", "blend 0.2").
+            their names but for a number at the end ("blend 0.1", "blend 0.2").
     """
 
     name: str
@@ -87,8 +87,8 @@ class Method:
 
     @property
     def family(self) -> str:
-        """The first word of a free competitor's name: "blend" of "blend 0.2"."""
-        return self.name.split()[0] if self.name.split() else ""
+        """What stands before the number at the end of a name, "blend" of "blend 0.2"; the whole name if it ends in none."""
+        return re.sub(r" [\d.]+$", "", self.name)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ FREE_MARKERS = ("o", "s", "D", "^")
 
 
 def curves_of(methods: Sequence[Method]) -> dict[str, list[Method]]:
-    """Free competitors that form a curve, two or more of one first word: word → members."""
+    """Free competitors that form a curve, two or more of one family: family → members."""
     families: dict[str, list[Method]] = {}
     for method in methods:
         if method.kind == "free":

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from finegrain.config import NetworkConfig
-from finegrain.equaliser import BandEqualiser
+from finegrain.equaliser import BandEqualiser, RingTable
 from finegrain.errors import ConfigError, ModelError
 from finegrain.files import json_safe, write_whole
 
@@ -31,13 +31,23 @@ LARGEST_STRIDE = 1024
 """What a card may ask slices to be padded to a multiple of; a default, taken from nowhere, that keeps the padding small."""
 
 
+class DoseGains(BaseModel):
+    """The gains of the band equaliser for one dose, or for a dose that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dose_fraction: DoseFraction | None = Field(description="Over the normal dose; null for a dose that is not known.")
+    of_output: RingTable = Field(description="Amplitudes of the network's output, for each ring and level.")
+    of_input: RingTable = Field(description="Amplitudes of what the network was shown, for each ring and level.")
+
+
 class BandGains(BaseModel):
     """The band equaliser that was calibrated for this network, see `finegrain.equaliser`, and on what."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    levels: tuple[float, ...] = Field(description="Local signal to noise that each set of gains is for.")
-    gains: tuple[tuple[float, ...], ...] = Field(description="Of amplitudes, one per frequency ring, for each level.")
+    levels: RingTable = Field(description="Local signal to noise that the gains are for, for each frequency ring.")
+    gains: tuple[DoseGains, ...] = Field(description="The first for a dose that is not known, then by rising dose.")
     pairs: int = Field(ge=1, description="Validation slices that they were calibrated on.")
     patients: int = Field(ge=1)
     data_sha256: Sha256 = Field(description="Of these pairs, as that of the training pairs.")
@@ -45,7 +55,7 @@ class BandGains(BaseModel):
     @property
     def equaliser(self) -> BandEqualiser:
         """What applies them."""
-        return BandEqualiser(self.levels, self.gains)
+        return BandEqualiser.from_tables(self.model_dump())
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -154,9 +164,13 @@ def card_rows(card: ModelCard) -> list[list[str]]:
     """The card as a table for people; the first row is the heading."""
     gains = "none; texture must be 0"
     if card.band_gains is not None:
-        levels = "one level" if len(card.band_gains.levels) == 1 else f"{len(card.band_gains.levels)} levels of signal to noise"
-        largest = max(max(of_level) for of_level in card.band_gains.gains)
-        gains = f"{levels}, up to {largest:.2f}; {card.band_gains.pairs} validation slices, {card.band_gains.patients} patients"
+        found = card.band_gains
+        doses = ", ".join(f"{one.dose_fraction:.0%} dose" for one in found.gains if one.dose_fraction is not None)
+        largest = max(gain for one in found.gains for of_ring in one.of_output for gain in of_ring)
+        gains = (
+            f"up to {largest:.2f}, {len(found.levels[0])} levels of signal to noise, {doses or 'one set for all doses'}; "
+            f"{found.pairs} validation slices, {found.patients} patients"
+        )
     facts = {
         "model": f"{card.name} v{card.version}",
         "network": f"{card.network.family}, {card.parameters:,} parameters",

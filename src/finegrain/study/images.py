@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,14 @@ class Recipe:
     Attributes:
         blend: share of the low dose that is added back.
         strength: of the band equaliser; 0 leaves it out.
-        equaliser: its `levels` and `gains`.
+        equaliser: its `tables`.
+        dose_fraction: that the equaliser is told; None if it is told none.
     """
 
     blend: float = 0.0
     strength: float = 0.0
     equaliser: Mapping[str, Any] | None = None
+    dose_fraction: float | None = None
 
     def image(self, denoised: NDArray[np.float32], low_dose: NDArray[np.float32]) -> NDArray[np.float32]:
         """The image in HU. Shape: (y, x) all."""
@@ -39,9 +41,8 @@ class Recipe:
             return np.asarray(self.blend * low_dose + (1 - self.blend) * denoised, dtype=np.float32)
         if self.equaliser is None:
             return denoised
-        gains = tuple(tuple(of_level) for of_level in self.equaliser["gains"])
-        equaliser = BandEqualiser(tuple(self.equaliser["levels"]), gains)
-        return np.asarray(equaliser.apply(denoised, low_dose, strength=self.strength), dtype=np.float32)
+        equaliser = BandEqualiser.from_tables(self.equaliser)
+        return equaliser.apply(denoised, low_dose, strength=self.strength, dose_fraction=self.dose_fraction)
 
 
 def image_label(name: str, seed: int | None) -> str:
@@ -59,18 +60,29 @@ def equalised_name(lead: str) -> str:
     return f"{lead}, equalised"
 
 
-def recipes_of(config: StudyConfig, arm: str, equaliser: Mapping[str, Any] | None) -> dict[str, Recipe]:
+def told_the_dose(equalised: str) -> str:
+    """The same where the equaliser is told the dose. The network is not: all networks of a study see the image alone."""
+    return f"{equalised}, dose told"
+
+
+def recipes_of(
+    config: StudyConfig, arm: str, equaliser: Mapping[str, Any] | None, dose_fraction: float | None = None
+) -> dict[str, Recipe]:
     """The images that come from an arm, by name, the denoised slice first.
 
     Args:
-        equaliser: `levels` and `gains` of the arm's own; None if it has none.
+        equaliser: `tables` of the arm's own; None if it has none.
+        dose_fraction: of the slice over the normal dose.
     """
+    full = Recipe(strength=1.0, equaliser=equaliser)
     found = {arm: Recipe()}
     if arm == spatial_arm(config):
         found |= {f"blend {share:g}": Recipe(blend=share) for share in BLENDS}
-        found |= {f"equaliser {strength:g}": Recipe(strength=strength, equaliser=equaliser) for strength in EQUALISERS}
+        found |= {f"equaliser {strength:g}": replace(full, strength=strength) for strength in EQUALISERS}
+        found[told_the_dose("equaliser 1")] = replace(full, dose_fraction=dose_fraction)
     elif arm in config.leads:
-        found[equalised_name(arm)] = Recipe(strength=1.0, equaliser=equaliser)
+        found[equalised_name(arm)] = full
+        found[told_the_dose(equalised_name(arm))] = replace(full, dose_fraction=dose_fraction)
     return found
 
 

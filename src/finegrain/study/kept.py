@@ -23,32 +23,42 @@ from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions
 from finegrain.study.images import Recipe
 
-PROGRAM = (
+DENOISING = (
     "acquisition.py",
     "denoise.py",
-    "equaliser.py",
-    "frequency.py",
     "hu.py",
-    "noise_power.py",
-    "networks/*.py",
-    *(f"evaluate/{name}.py" for name in ("bands", "fidelity", "lesion", "observer", "regions", "run", "spectra", "texture")),
+    *(f"networks/{name}.py" for name in ("blocks", "engine", "peers", "skeleton")),
     "study/classical.py",
-    "study/images.py",
-    "study/measuring.py",
     "study/methods.py",
 )
-"""What denoises and measures, of this package: when it changes, slices are done again. Statistics and pages are not part of it."""
+"""What denoises, of this package: when it changes, slices are denoised and measured again; statistics and pages are not in it."""
 
-PROGRAM_SHA256 = [file_sha256(path) for name in PROGRAM for path in sorted(Path(__file__).parent.parent.glob(name))]
+MIXING = ("equaliser.py", "frequency.py", "study/images.py")
+"""What makes blends and equalised images of a denoised slice."""
+
+MEASURING = (
+    "frequency.py",
+    "noise_power.py",
+    *(f"evaluate/{name}.py" for name in ("bands", "fidelity", "lesion", "observer", "regions", "run", "spectra", "texture")),
+    "study/measuring.py",
+)
+"""What measures images."""
+
+
+def _hashes(names: Sequence[str]) -> list[str]:
+    return [file_sha256(Path(__file__).parent.parent / name) for name in names]
+
+
+SHA256 = {names: _hashes(names) for names in (DENOISING, MIXING, MEASURING)}
 """Taken when the program is loaded: what a file is changed to while a study runs does not decide its numbers."""
 
 DIGITS = 9
 """Significant digits of a kept number: more than any table shows, half of what a float would take."""
 
 
-def stamp_of(*parts: Any) -> str:
-    """Hex digits of all that a stored result depends on: these parts, the program that denoises and measures, its packages."""
-    return hashlib.sha256(json.dumps([PROGRAM_SHA256, _versions(), *parts]).encode()).hexdigest()
+def stamp_of(program: Sequence[tuple[str, ...]], *parts: Any) -> str:
+    """Hex digits of all that a stored result depends on: these parts, this much of the program, and its packages."""
+    return hashlib.sha256(json.dumps([[SHA256[names] for names in program], _versions(), *parts]).encode()).hexdigest()
 
 
 @cache
@@ -63,7 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def image_stamp(config: StudyConfig, pair: Pair, identity: str | None, recipe: Recipe) -> str:
     """What the measures of an image of a test slice hold for; `identity` of its method is None for the low dose itself."""
-    return stamp_of(config.protocols, config.band, pair.sha256, pair.pixel_mm, identity, asdict(recipe))
+    program = (MEASURING,) if recipe == Recipe() else (MEASURING, MIXING)
+    return stamp_of(program, config.protocols, config.band, pair.sha256, pair.pixel_mm, identity, asdict(recipe))
 
 
 def _slice_path(out: Path, key: str) -> Path:
@@ -94,7 +105,7 @@ def lesions_stamp(config: StudyConfig, test: Sequence[Pair], identity: str | Non
     """What the detectability of lesions under a method holds for; `identity` is None for the low dose itself."""
     assert config.lesions is not None
     pairs = [(pair.sha256, pair.pixel_mm, half_per_mm_of(pair.kernel), pair.patient) for pair in test]
-    return stamp_of(config.lesions.model_dump(exclude={"seeds"}), pairs, identity)
+    return stamp_of((MEASURING,), config.lesions.model_dump(exclude={"seeds"}), pairs, identity)
 
 
 def _lesions_path(out: Path, label: str) -> Path:

@@ -86,7 +86,7 @@ def study_images(
         images[TRUTH, None] = stored[2]
     for method in methods:
         denoised = np.load(denoised_path(method, out, one, pair), allow_pickle=False)
-        for name, recipe in recipes_of(config, method.arm.name, facts[method].get("equaliser")).items():
+        for name, recipe in recipes_of(config, method.arm.name, facts[method].get("equaliser"), pair.dose_fraction).items():
             images[name, method.seed] = recipe.image(denoised, stored[0])
     return images
 

@@ -34,7 +34,17 @@ from finegrain.pairs.manifest import Pair
 from finegrain.spread import spread
 from finegrain.study.classical import denoise_classically, tune, version_of
 from finegrain.study.images import image_label, recipes_of, spatial_arm
-from finegrain.study.kept import image_stamp, kept_lesions, kept_of_slice, lesions_stamp, read_json, stamp_of
+from finegrain.study.kept import (
+    DENOISING,
+    MEASURING,
+    MIXING,
+    image_stamp,
+    kept_lesions,
+    kept_of_slice,
+    lesions_stamp,
+    read_json,
+    stamp_of,
+)
 from finegrain.train.loop import CHECKPOINT, check_run_folder, fit
 
 Progress = Callable[[str, int, int], None]
@@ -144,7 +154,7 @@ def image_stamps(config: StudyConfig, method: Method, facts: Mapping[str, Any], 
     """Label of each image of a method on a test slice → what its measures hold for."""
     return {
         image_label(name, method.seed): image_stamp(config, pair, facts["identity"], recipe)
-        for name, recipe in recipes_of(config, method.arm.name, facts.get("equaliser")).items()
+        for name, recipe in recipes_of(config, method.arm.name, facts.get("equaliser"), pair.dose_fraction).items()
     }
 
 
@@ -180,7 +190,7 @@ def _trained(
         **settings,
     )
     denoiser = Denoiser(torch_engine(result.network), hu_range=result.network.hu_range, stride=STRIDE)
-    identity = stamp_of(file_sha256(folder / CHECKPOINT))
+    identity = stamp_of((DENOISING,), file_sha256(folder / CHECKPOINT))
     loss: LossConfig = settings["loss"]
     band = f"{loss.band[0]:g} to {loss.band[1]:g}"
     facts = {
@@ -200,18 +210,17 @@ def _trained(
 
 
 def _equaliser(method: Method, denoise: Denoise, identity: str, main: TestSet, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The band equaliser of a network, calibrated on the validation pairs: `levels` and `gains`."""
+    """The band equaliser of a network, calibrated on the validation pairs: its `tables`."""
     validation = [pair for pair in main.pairs if pair.split == "validation"]
-    stamp = stamp_of(identity, [pair.sha256 for pair in validation])
+    stamp = stamp_of((MIXING, MEASURING), identity, [pair.sha256 for pair in validation])
     held = read_json(folder / "equaliser.json")
     if held.get("stamp") != stamp:
         slices = []
         for done, pair in enumerate(validation, start=1):
             low_dose, reference = pair.images(main.folder)[:2].astype(np.float32)
-            slices.append(CalibrationSlice(low_dose, denoise(low_dose), reference, body_mask(reference)))
+            slices.append(CalibrationSlice(low_dose, denoise(low_dose), reference, body_mask(reference), pair.dose_fraction))
             progress(f"calibrating the equaliser of {method.label}", done, len(validation))
-        equaliser = calibrate_equaliser(slices)
-        held = {"stamp": stamp, "levels": equaliser.levels, "gains": equaliser.gains}
+        held = {"stamp": stamp, **calibrate_equaliser(slices).tables()}
         write_whole(folder / "equaliser.json", json.dumps(held, indent=1) + "\n")
     return {"levels": held["levels"], "gains": held["gains"]}
 
@@ -220,7 +229,8 @@ def _tuned(
     config: StudyConfig, arm: ClassicalArm, main: TestSet, folder: Path, progress: Progress
 ) -> tuple[Denoise, dict[str, Any], str]:
     chosen = spread([pair for pair in main.pairs if pair.split == "validation"], MOST_TUNING_SLICES)
-    stamp = stamp_of(arm.model_dump(), config.protocols[0], [pair.sha256 for pair in chosen], version_of(arm))
+    judged_on = [pair.sha256 for pair in chosen]
+    stamp = stamp_of((DENOISING, MEASURING), arm.model_dump(), config.protocols[0], judged_on, version_of(arm))
     held = read_json(folder / "tuning.json")
     if held.get("stamp") != stamp:
         progress(f"tuning {arm.name}", 0, 1)
@@ -230,7 +240,7 @@ def _tuned(
         progress(f"tuning {arm.name}", 1, 1)
     strength = max(held["psnr_db"], key=lambda one: one[1])[0]
     facts = {"kind": arm.kind, "method": arm.method, "strength": strength, "tuning": held["psnr_db"], "tuning_slices": len(chosen)}
-    return lambda hu: denoise_classically(arm, hu, strength=strength), facts, stamp_of(stamp, strength)
+    return lambda hu: denoise_classically(arm, hu, strength=strength), facts, stamp_of((DENOISING,), stamp, strength)
 
 
 def _low_and_normal(pairs: list[Pair], folder: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:

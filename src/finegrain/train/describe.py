@@ -30,7 +30,7 @@ from finegrain.spread import spread
 from finegrain.train.loop import FitResult
 from finegrain.train.validation import MOST_SLICES, PSNR_NAME, compared, validation_set
 
-CALIBRATION_SLICES = 32
+CALIBRATION_SLICES = 64
 """Most validation slices that the band equaliser is calibrated on; a default, taken from nowhere."""
 NOISE_SLICES = 64
 """Most training slices whose noise is measured for the card; a default, taken from nowhere."""
@@ -98,15 +98,18 @@ def calibrated_gains(engine: Engine, validation: Sequence[Pair], store: Path, hu
     for pair in chosen:
         noisy, reference = _cropped(pair.images(store)[:2])
         unit = hu_range.to_unit(noisy)
-        output = hu_range.to_hu(engine(unit[None, None])[0, 0])
-        slices.append(CalibrationSlice(hu_range.to_hu(unit), output, reference, _body(noisy, reference, pair)))
+        output, told = (
+            hu_range.to_hu(engine(unit[None, None], one.numbers()[None])[0, 0])
+            for one in (Acquisition(), Acquisition(dose_fraction=pair.dose_fraction))
+        )
+        body = _body(noisy, reference, pair)
+        slices.append(CalibrationSlice(hu_range.to_hu(unit), output, reference, body, pair.dose_fraction, told))
     try:
         equaliser = calibrate_equaliser(slices)
     except DataError:
         return None
     return BandGains(
-        levels=tuple(round(level, 4) for level in equaliser.levels),
-        gains=tuple(tuple(round(gain, 4) for gain in of_level) for of_level in equaliser.gains),
+        **equaliser.tables(digits=4),
         pairs=len(chosen),
         patients=len({pair.patient for pair in chosen}),
         data_sha256=data_sha256(chosen),
@@ -116,7 +119,7 @@ def calibrated_gains(engine: Engine, validation: Sequence[Pair], store: Path, hu
 def card_metrics(
     engine: Engine, gains: BandGains | None, validation: Sequence[Pair], store: Path, hu_range: HURange
 ) -> dict[str, float | None]:
-    """The measures that training goes by, of the network and of the network with the equaliser at full strength.
+    """The measures that training goes by, of the network and of the network with the equaliser at full strength, dose told or not.
 
     The PSNR also of a network that is told the kernel, and dose and kernel, where they are known.
     """
@@ -128,12 +131,19 @@ def card_metrics(
         return [hu_range.to_hu(unit[0, 0]) for unit in made]
 
     inputs, targets = ([hu_range.to_hu(crop[kind][0, 0]) for crop in crops] for kind in (0, 1))
-    plain = outputs([Acquisition()] * len(crops))
+    plain, known = outputs([Acquisition()] * len(crops)), [_known(pair) for pair in chosen]
     measures = compared(zip(plain, targets, strict=True))
     if gains is not None:
-        equalised = [gains.equaliser.apply(output, noisy, strength=1.0) for output, noisy in zip(plain, inputs, strict=True)]
-        measures |= {_with("texture 1", name): value for name, value in compared(zip(equalised, targets, strict=True)).items()}
-    known = [_known(pair) for pair in chosen]
+        doses = [Acquisition(dose_fraction=one.dose_fraction) for one in known]
+        for what, images, told in (
+            ("texture 1", plain, [Acquisition()] * len(crops)),
+            ("texture 1,dose told", outputs(doses), doses),
+        ):
+            equalised = [
+                gains.equaliser.apply(output, noisy, strength=1.0, dose_fraction=one.dose_fraction)
+                for output, noisy, one in zip(images, inputs, told, strict=True)
+            ]
+            measures |= {_with(what, name): value for name, value in compared(zip(equalised, targets, strict=True)).items()}
     for what, told in {
         "kernel told": [replace(one, dose_fraction=None) for one in known],
         "dose and kernel told": known,
