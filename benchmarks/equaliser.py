@@ -59,7 +59,12 @@ def main() -> None:
         shown = {
             "low dose": noisy,
             **{f"texture {texture:g}": denoiser.denoise_slice(noisy, texture=texture) for texture in (0, 0.5, 1)},
-            "texture 1, dose told": denoiser.denoise_slice(noisy, texture=1, acquisition=Acquisition(pair.dose_fraction)),
+            **{
+                f"texture {texture:g}, dose told": denoiser.denoise_slice(
+                    noisy, texture=texture, acquisition=Acquisition(pair.dose_fraction)
+                )
+                for texture in (0, 1)
+            },
             "calibrated here": calibrated.apply(network, noisy, strength=1),
             "calibrated here, dose told": calibrated.apply(network, noisy, strength=1, dose_fraction=pair.dose_fraction),
             **{f"blend {share:g}": share * noisy + (1 - share) * network for share in (0.2, 0.3)},

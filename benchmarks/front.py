@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import finegrain.equaliser
 from finegrain.acquisition import Acquisition
 from finegrain.config import LossConfig, NetworkConfig, TrainConfig
 from finegrain.denoise import Denoiser, torch_engine
@@ -106,7 +107,9 @@ def measured(
     slices = []
     for pair in (pair for pair in pairs if pair.split == "validation"):
         noisy, reference = pair.images(store)[:2].astype(np.float32)
-        slices.append(CalibrationSlice(noisy, denoise(denoiser, noisy, idea, pair), reference, body_mask(reference)))
+        slices.append(
+            CalibrationSlice(noisy, denoise(denoiser, noisy, idea, pair), reference, body_mask(reference), pair.dose_fraction)
+        )
     equaliser = calibrate_equaliser(slices)
     for pair in (pair for pair in pairs if pair.split == "test"):
         noisy, reference, truth = pair.images(store).astype(np.float32)
@@ -114,7 +117,12 @@ def measured(
         out = denoise(denoiser, noisy, idea, pair)
         shown = {"alone": out}
         shown |= {f"blend {share:g}": share * noisy + (1 - share) * out for share in BLENDS}
-        shown |= {f"texture {strength:g}": equaliser.apply(out, noisy, strength=strength) for strength in TEXTURES}
+        shown |= {
+            f"texture {strength:g}": equaliser.apply(
+                out, noisy, strength=strength, dose_fraction=pair.dose_fraction if idea.told else None
+            )
+            for strength in TEXTURES
+        }
         shown |= {"input": noisy}
         sums, in_band = band_sums([reference, truth, *shown.values()], [fine], n_references=2), BAND.mask(pixel_mm=pair.pixel_mm)
         for k, (name, image) in enumerate(shown.items(), start=2):
@@ -127,7 +135,8 @@ def rows_of(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *,
     idea = IDEAS[name]
     run = work / f"{slug(idea.trained_as or name)}-{steps}-{seed}"
     denoiser = train(idea, pairs, store, run, steps=steps, seed=seed)
-    kept, weights = work / f"{slug(name)}-{steps}-{seed}.json", file_sha256(run / "best.safetensors")
+    kept = work / f"{slug(name)}-{steps}-{seed}.json"
+    weights = [file_sha256(run / "best.safetensors"), file_sha256(Path(finegrain.equaliser.__file__))]
     held = json.loads(kept.read_text()) if kept.is_file() else {}
     if held.get("weights") != weights:
         found: dict[str, dict[str, list[tuple[float, ...]]]] = defaultdict(lambda: defaultdict(list))

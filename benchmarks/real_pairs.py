@@ -68,12 +68,11 @@ def main() -> None:
     rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(root.glob("*/*/full/*")):
         (full, pixel_mm), (quarter, _) = read(path), read(path.parents[1] / "quarter" / path.name)
-        images = {
-            "quarter dose": quarter,
-            NETWORK: denoiser.denoise_slice(quarter),
-            "texture 1": denoiser.denoise_slice(quarter, texture=1),
-            "texture 1, dose told": denoiser.denoise_slice(quarter, texture=1, acquisition=Acquisition(dose_fraction=0.25)),
-        }
+        images = {"quarter dose": quarter, NETWORK: denoiser.denoise_slice(quarter)}
+        if denoiser.equaliser is not None:
+            told = Acquisition(dose_fraction=0.25)
+            images["texture 1"] = denoiser.denoise_slice(quarter, texture=1)
+            images["texture 1, dose told"] = denoiser.denoise_slice(quarter, texture=1, acquisition=told)
         if with_peers:
             images |= {f"{name}, oracle σ": with_oracle(name, quarter, full) for name in ("nlm", "bm3d")}
         measured = evaluate_slice(full, images, pixel_mm=pixel_mm, protocols=(PROTOCOL,), band=Band())

@@ -18,6 +18,7 @@ GROUND = {
     "files",
     "frequency",
     "hu",
+    "local_noise",
     "noise_power",
     "parallel",
     "provenance",

@@ -202,7 +202,7 @@ def test_the_equaliser_is_told_the_dose_whether_or_not_the_network_is() -> None:
             expected = BY_DOSE.apply(made, hu, strength=1.0, dose_fraction=dose)
             found = denoiser.denoise_slice(hu, texture=1, acquisition=Acquisition(dose_fraction=dose))
             np.testing.assert_allclose(found, expected, atol=0.01)
-        assert denoiser.notes(Acquisition(dose_fraction=0.25)) == []
+        assert denoiser.notes(Acquisition(dose_fraction=0.25), texture=1) == []
 
 
 def test_texture_is_1_by_default_where_there_are_gains() -> None:
@@ -362,6 +362,8 @@ def test_every_setting_that_changes_pixels_changes_the_uids_and_no_other_does() 
         uid(acquisition=Acquisition(kernel_half_per_mm=0.4, pixel_mm=0.7)),
     ]
     assert len(set(different)) == len(different)
+    assert uid(BY_DOSE, takes_acquisition=False, acquisition=told) == uid()
+    assert uid(BY_DOSE, takes_acquisition=False, acquisition=told, texture=1) != uid(BY_DOSE, texture=1)
     assert uid() == uid(other) == uid(texture=0) == uid(acquisition=Acquisition()) == uid(takes_acquisition=False, acquisition=told)
 
 

@@ -14,13 +14,12 @@ from finegrain.equaliser import (
     CalibrationSlice,
     RingGains,
     calibrate_equaliser,
-    local_noise_hu,
     local_signal_to_noise,
-    median_noise_hu,
     ring_energies,
 )
 from finegrain.errors import ConfigError, DataError
 from finegrain.frequency import DCT_BLOCK, block_dct, inverse_block_dct, nyquist_fraction
+from finegrain.local_noise import local_noise_hu, median_noise_hu
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
 
@@ -283,7 +282,18 @@ def test_a_known_dose_gets_the_energy_of_its_own_normal_dose_and_doses_between_l
 def test_a_dose_of_few_slices_has_no_gains_of_its_own():
     reference = _noise()
     several = [replace(one, dose_fraction=0.5) for one in _slices([reference] * 5, [0.8 * reference] * 5)]
-    assert calibrate_equaliser([*several, replace(several[0], dose_fraction=0.1)], levels=1).by_dose == ()
+    equaliser = calibrate_equaliser([*several, replace(several[0], dose_fraction=0.1)], levels=1)
+    assert [dose for dose, _ in equaliser.by_dose] == [0.5]
+
+
+def test_a_slice_without_noise_and_structure_does_not_decide_the_gains():
+    references = [_noise(seed) for seed in range(3)]
+    slices = _slices(references, [0.8 * reference for reference in references])
+    flat = np.full(references[0].shape, 40.0)
+    expected, found = (
+        calibrate_equaliser(some, levels=1).gains for some in (slices, [*slices, replace(slices[0], reference=flat)])
+    )
+    np.testing.assert_allclose(found.of_output, expected.of_output, rtol=1e-6)
 
 
 def test_for_a_dose_the_gains_are_those_of_the_network_that_was_told_it():

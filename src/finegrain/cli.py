@@ -246,7 +246,7 @@ def denoise(
         task = bar.add_task("writing", total=len(volume))
         written = write_derived_series(denoised, output, derivation=derivation, progress=lambda n: bar.update(task, completed=n))
     left_out = (f"left out: {what}" for what in volume.source.skipped)
-    for note in (*volume.source.notes, *left_out, *denoiser.notes(acquisition), *denoiser.unlike_training(volume)):
+    for note in (*volume.source.notes, *left_out, *denoiser.notes(acquisition, texture=texture), *denoiser.unlike_training(volume)):
         print(f"note: {note}")
     print(f"{len(written)} slices denoised with {denoiser.name}, strength {strength:g}, texture {texture:g}: {output}")
 

@@ -87,7 +87,8 @@ def run_demo(
         low_dose = volume.with_hu(np.round(np.stack(list(_counted(steps, "simulating the low dose", n, progress)))))
     denoiser = load_denoiser()
     with clock("denoise"):
-        chosen: dict[str, Any] = {"texture": denoiser.default_texture, "acquisition": Acquisition(dose_fraction=dose_fraction)}
+        acquisition = Acquisition(dose_fraction, kernel.half_per_mm, low_dose.pixel_mm[0])
+        chosen: dict[str, Any] = {"texture": denoiser.default_texture, "acquisition": acquisition}
         denoised = denoiser.denoise(low_dose, **chosen, progress=lambda done: progress("denoising", done, n))
     with clock("write DICOM"):
         progress("writing DICOM", 0, 2)

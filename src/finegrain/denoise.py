@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from finegrain.acquisition import ACQUISITION_NUMBERS, Acquisition
-from finegrain.equaliser import BandEqualiser, median_noise_hu
+from finegrain.equaliser import BandEqualiser
 from finegrain.errors import ConfigError, ModelError
 from finegrain.hu import AIR_HU, HURange
+from finegrain.local_noise import median_noise_hu
 from finegrain.networks.card import ACQUISITION, ONNX, ModelCard, read_card
 from finegrain.networks.engine import Engine, torch_engine
 from finegrain.networks.onnx_file import check_onnx
@@ -85,10 +86,6 @@ class Denoiser:
         """What the command line takes for `texture`: 1 where gains were calibrated, so that texture has a normal dose's energy."""
         return 0.0 if self.equaliser is None else 1.0
 
-    @property
-    def _equalises_by_dose(self) -> bool:
-        return self.equaliser is not None and bool(self.equaliser.by_dose)
-
     def thorough(self) -> Denoiser:
         """The same denoiser, eight times as slow: the mean of what it makes of a slice in all its turns and flips.
 
@@ -98,28 +95,29 @@ class Denoiser:
         turned.engine, turned.turns = eight_turns(self.engine), 8
         return turned
 
-    def told(self, acquisition: Acquisition | None) -> Acquisition:
-        """What the network is told of a scan: a dose beyond those of its training as the nearest of them, or it would extrapolate.
+    def told(self, acquisition: Acquisition | None, *, texture: float = 0.0) -> Acquisition:
+        """What of a scan is told: a dose beyond those of the training as the nearest of them, or the network would extrapolate.
 
-        Nothing if it does not listen; the equaliser is told the dose in any case.
+        A network that does not listen is told nothing, and an equaliser that is used and has gains by dose the dose.
         """
-        if acquisition is None or not (self.takes_acquisition or self._equalises_by_dose):
+        if acquisition is None:
             return Acquisition()
         if not self.takes_acquisition:
-            acquisition = Acquisition(dose_fraction=acquisition.dose_fraction)
+            by_dose = texture > 0 and self.equaliser is not None and bool(self.equaliser.by_dose)
+            acquisition = Acquisition(dose_fraction=acquisition.dose_fraction if by_dose else None)
         dose, trained = acquisition.dose_fraction, self.card.dose_fractions if self.card else ()
         if dose is None or not trained:
             return acquisition
         return replace(acquisition, dose_fraction=min(max(dose, min(trained)), max(trained)))
 
-    def notes(self, acquisition: Acquisition | None) -> list[str]:
-        """What a user should know of what the network is told, a line each."""
+    def notes(self, acquisition: Acquisition | None, *, texture: float = 0.0) -> list[str]:
+        """What a user should know of what network and equaliser are told, a line each."""
         given = acquisition.dose_fraction if acquisition else None
         if given is None:
             return []
-        if not (self.takes_acquisition or self._equalises_by_dose):
+        told = self.told(acquisition, texture=texture).dose_fraction
+        if told is None:
             return [f"{self.name} does not listen to the dose; the dose fraction changed nothing"]
-        told = self.told(acquisition).dose_fraction
         if told == given or self.card is None:
             return []
         low, high = min(self.card.dose_fractions), max(self.card.dose_fractions)
@@ -162,7 +160,7 @@ class Denoiser:
         if texture > 0 and self.equaliser is not None:  # the gains stand in the card, which the hash of the weights does not guard
             gains = json.dumps(self.equaliser.tables())
             parameters["band_gains"] = hashlib.sha256(gains.encode()).hexdigest()[:12]
-        told = self.told(acquisition)
+        told = self.told(acquisition, texture=texture)
         known = {"dose_fraction": told.dose_fraction, "kernel_half_per_mm": told.kernel_half_per_mm}
         parameters |= {name: float(value) for name, value in known.items() if value is not None}
         return Derivation(
@@ -186,7 +184,8 @@ class Denoiser:
 
         Args:
             strength: 0 gives the input, 1 the full effect.
-            texture: 0 gives what the network made, 1 the high-frequency energy of a normal dose.
+            texture: 0 gives what the network made, 1 the high-frequency energy of a normal dose; the command line takes
+                `default_texture`.
             acquisition: what is known of the scan; see `told` for what of it the network is told.
 
         Raises: ModelError if the network's answer is not finite, or for `texture` where no gains were calibrated.
@@ -197,7 +196,7 @@ class Denoiser:
         below, right = -rows % self.stride, -columns % self.stride
         mode: Any = "reflect" if min(rows, columns) > max(below, right) else "edge"
         padded = np.pad(unit, ((0, below), (0, right)), mode=mode)[None, None]
-        told = self.told(acquisition)
+        told = self.told(acquisition, texture=texture)
         answer = self.engine(padded, *((told.numbers()[None],) if self.takes_acquisition else ()))
         if answer.shape != padded.shape:
             raise ModelError(

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from finegrain.errors import ConfigError, DataError
-from finegrain.frequency import DCT_BLOCK, Band, block_dct, dct_matrix, nyquist_fraction, to_blocks
+from finegrain.frequency import DCT_BLOCK, block_dct, dct_matrix, nyquist_fraction, to_blocks
+from finegrain.local_noise import LOWEST_HU, MEDIAN_OF_NORMAL, coefficients_of_blocks, covered_blocks, local_noise_hu
 
 RINGS = DCT_BLOCK
 """Rings of a block's coefficients, each Nyquist / 8 wide; the last holds all from Nyquist up. The mean belongs to none."""
@@ -46,23 +47,15 @@ GRID_OFFSETS = ((0, 0), (4, 4), (0, 4), (4, 0))
 ROUNDS = 4
 """Rings of different block grids overlap, and so do levels, so that one round leaves some percent of the energy to the next."""
 TINY = 1e-6
-"""Share of a level's energy that keeps two images that are one another's multiple apart in the least-squares fit."""
+"""Share of an energy that is next to nothing: it keeps two images that are one another's multiple apart in the least-squares fit,
+and a slice without anything in a ring from counting there."""
 OF_ALL = 1e-6
 """Share of all levels' energy that counts in each: one that nothing lies in gets the gains of all."""
 
-DETAIL = Band(0.4, 1.5)
-"""Where the noise is read: above 0.4 Nyquist, where anatomy is sparse."""
-NOISE_BLOCKS = 9
-"""Blocks along a side of the neighbourhood whose median is the local noise; a default, taken from nowhere."""
 SIGNAL_BLOCKS = 1.5
 """SD of the Gaussian, in blocks, over which energies of the signal are averaged; a default, taken from nowhere."""
-LOWEST_HU = 0.1
-"""What is below this counts as this: in images without noise, ratios must stay finite."""
 AIR_HU = -900.0
 """Blocks whose mean is below say nothing of a slice's spectrum: air is clipped, and padding has none."""
-MEDIAN_OF_NORMAL = 0.6745
-"""Median of |x| for a normal x of SD 1."""
-
 EDGE_SIGMA_PIXELS = 3.0
 EDGE_HU_PER_PIXEL = 25.0
 EDGE_MARGIN_PIXELS = 5
@@ -120,8 +113,10 @@ class BandEqualiser:
     def from_tables(cls, tables: Mapping[str, Any]) -> BandEqualiser:
         """The equaliser of `tables()`, with lists as JSON has them. Raises: ConfigError if it cannot be."""
         known = [(one["dose_fraction"], RingGains(_table(one["of_output"]), _table(one["of_input"]))) for one in tables["gains"]]
-        if not known or known[0][0] is not None:
-            raise ConfigError("the first gains of a band equaliser are those for a dose that is not known, with dose_fraction null")
+        if not known or [dose is None for dose, _ in known] != [True] + [False] * (len(known) - 1):
+            raise ConfigError(
+                "the first gains of a band equaliser, and no other, have dose_fraction null: for a dose that is not known"
+            )
         return cls(_table(tables["levels"]), known[0][1], tuple(known[1:]))
 
     def tables(self, digits: int | None = None) -> dict[str, Any]:
@@ -224,10 +219,10 @@ def _transfers(shape: tuple[int, ...]) -> NDArray[np.float32]:
 def local_signal_to_noise(denoised: NDArray[np.floating], noisy: NDArray[np.floating]) -> NDArray[np.float64]:
     """What the network has kept around each block, ring by ring, over the noise that it was shown there.
 
-    The noise of a ring is the local noise times what the ring has of it in the middle of the slice's blocks.
+    The noise of a ring is the local noise times the median, over the slice's blocks that are not air, of what the ring has over it.
     Shape: (y, x) each → (ring, block_y, block_x).
     """
-    kept, shown = (_coefficients(image) for image in (denoised, noisy))
+    kept, shown = (coefficients_of_blocks(image) for image in (denoised, noisy))
     local = local_noise_hu(noisy)
     solid = kept[..., 0] / DCT_BLOCK > AIR_HU
     solid = solid if solid.any() else np.ones_like(solid)
@@ -239,30 +234,6 @@ def local_signal_to_noise(denoised: NDArray[np.floating], noisy: NDArray[np.floa
         energy = ndimage.gaussian_filter((kept[..., members] ** 2).mean(axis=-1), SIGNAL_BLOCKS, mode="nearest")
         found.append(np.maximum(np.sqrt(energy), LOWEST_HU) / np.maximum(local * profile, LOWEST_HU))
     return np.stack(found)
-
-
-def local_noise_hu(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Noise around each block: the SD of white noise that has as much above 0.4 Nyquist, in HU.
-
-    The median over the coefficients of a block does not see an edge that fills a few of them, and the median over 9 × 9 blocks
-    none that crosses less than half of these; what comes out is smooth. Shape: (y, x) → (block_y, block_x).
-    """
-    of_block = np.median(np.abs(_coefficients(image)[..., DETAIL.mask(DCT_BLOCK).ravel()]), axis=-1) / MEDIAN_OF_NORMAL
-    around = ndimage.median_filter(np.log(np.maximum(of_block, LOWEST_HU)), NOISE_BLOCKS, mode="nearest")
-    return np.exp(ndimage.gaussian_filter(around, NOISE_BLOCKS / 4, mode="nearest"))
-
-
-def median_noise_hu(image: NDArray[np.floating], body: NDArray[np.bool_]) -> float | None:
-    """Noise of an image in the body, see `local_noise_hu`; None if there is no body. Shape: (y, x) each."""
-    inside = local_noise_hu(image)[_of_blocks(body)]
-    return float(np.median(inside)) if inside.size else None
-
-
-def _coefficients(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Block-DCT coefficients, a cut block filled up. Shape: (y, x) → (block_y, block_x, coefficient)."""
-    fill = tuple((0, -length % DCT_BLOCK) for length in image.shape)
-    found = block_dct(np.pad(np.asarray(image, dtype=np.float64), fill, mode="symmetric"))
-    return found.reshape(*found.shape[:2], DCT_BLOCK**2)
 
 
 def _between_blocks(length: int) -> NDArray[np.float32]:
@@ -300,7 +271,7 @@ def calibrate_equaliser(slices: Sequence[CalibrationSlice], *, levels: int = LEV
     reference's energy. The reference's noise is part of that: the output is to look as the normal dose does. Energies are pooled
     over blocks that the body covers by half; every slice counts alike in every ring. Levels are set so that each has as much of the
     body away from strong edges, which get a level of their own: they hold most of the energy, and hardly any of it is missing.
-    Doses that at least four slices have get gains of their own, if there are several.
+    Doses that at least four slices have get gains of their own.
 
     Args:
         levels: of signal to noise, without that of strong edges.
@@ -315,7 +286,7 @@ def calibrate_equaliser(slices: Sequence[CalibrationSlice], *, levels: int = LEV
         (dose, _gains([one if one.told is None else replace(one, denoised=one.told) for one in some], chosen, levels))
         for dose, some in known.items()
     ]
-    return BandEqualiser(_table(chosen), _gains(slices, chosen, levels), tuple(by_dose) if len(by_dose) > 1 else ())
+    return BandEqualiser(_table(chosen), _gains(slices, chosen, levels), tuple(by_dose))
 
 
 def _levels(slices: Sequence[CalibrationSlice], n_calm: int) -> NDArray[np.float64]:
@@ -324,7 +295,7 @@ def _levels(slices: Sequence[CalibrationSlice], n_calm: int) -> NDArray[np.float
     for one in slices:
         place = local_signal_to_noise(one.denoised, one.noisy)
         for found, where in zip((calm, steep), _calm_and_edges(one), strict=True):
-            found.append(place[:, _of_blocks(where)])
+            found.append(place[:, covered_blocks(where)])
     inside, edges = np.concatenate(calm, axis=1), np.concatenate(steep, axis=1)
     if not inside.shape[1]:
         raise DataError("no validation slice shows a body; gains need some to be found on")
@@ -349,15 +320,32 @@ def _gains(slices: Sequence[CalibrationSlice], levels: NDArray[np.float64], n_ca
         return found
 
     moments = np.stack([sums(k, one.denoised, one.noisy, one.reference) for k, one in enumerate(slices)])
-    weights = 1 / np.maximum(moments[:, :, :n_calm, 2, 2].sum(axis=2), TINY)  # (slice, ring)
-    pooled = _with_others(np.einsum("sr,srlij->rlij", weights, moments))
+    energies = moments[..., 2, 2]
+    weights = np.concatenate([_alike(energies[:, :, :n_calm]), _alike(energies[:, :, n_calm:])], axis=-1)  # (slice, ring, level)
+    pooled = _with_others(np.einsum("srl,srlij->rlij", weights, moments))
     output, shown = _mixture(pooled)
     for _ in range(ROUNDS):
         mixed = BandEqualiser(_table(levels), RingGains(_table(output), _table(shown)))
         images = [mixed.apply(one.denoised, one.noisy, strength=1.0) for one in slices]
-        found = np.einsum("sr,srl->rl", weights, np.stack([sums(k, image)[..., 0, 0] for k, image in enumerate(images)]))
-        output, shown = _limited(output, shown, np.sqrt(pooled[..., 2, 2] / np.maximum(_with_others(found), 1e-12)))
+        found = np.einsum("srl,srl->rl", weights, np.stack([sums(k, image)[..., 0, 0] for k, image in enumerate(images)]))
+        output, shown = _limited(output, shown, _amplitude(pooled[..., 2, 2], _with_others(found)))
     return RingGains(_table(output), _table(shown))
+
+
+def _alike(energies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights that make slices count alike in every ring, whatever their energy; 0 for those that hold next to none.
+
+    Shape: (slice, ring, level) → the same.
+    """
+    of_slice = energies.sum(axis=2, keepdims=True)
+    holds = of_slice > max(TINY * of_slice.max(initial=0), TINY)
+    return np.broadcast_to(np.where(holds, 1 / np.where(holds, of_slice, 1), 0), energies.shape)
+
+
+def _amplitude(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What brings one energy to another; 1 where either is nothing."""
+    known = (wanted > 0) & (found > 0)
+    return np.sqrt(np.where(known, wanted, 1) / np.where(known, found, 1))
 
 
 def _with_others(of_levels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -378,7 +366,7 @@ def _mixture(moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     fitted = np.where(fitted[..., :1] < 0, np.stack([np.zeros_like(scale), alone[..., 1]], axis=-1), fitted)
     fitted = np.where((fitted <= 0).all(axis=-1, keepdims=True), np.array([1.0, 0.0]), fitted)
     energy = np.einsum("...i,...ij,...j->...", fitted, among, fitted)
-    return _limited(fitted[..., 0], fitted[..., 1], np.sqrt(wanted / np.maximum(energy, 1e-12)))
+    return _limited(fitted[..., 0], fitted[..., 1], _amplitude(wanted, energy))
 
 
 def _limited(
@@ -437,7 +425,7 @@ def _calm_and_edges(one: CalibrationSlice) -> tuple[NDArray[np.bool_], NDArray[n
     """The body away from strong edges, and the body near them; all of it is calm where nothing would be. Shape: (y, x) each."""
     steep = ndimage.gaussian_gradient_magnitude(np.asarray(one.reference, dtype=np.float64), EDGE_SIGMA_PIXELS) > EDGE_HU_PER_PIXEL
     near = ndimage.distance_transform_edt(~steep) <= EDGE_MARGIN_PIXELS if steep.any() else steep
-    near = near if _of_blocks(one.body & ~near).any() else np.zeros_like(near)
+    near = near if covered_blocks(one.body & ~near).any() else np.zeros_like(near)
     return one.body & ~near, one.body & near
 
 
@@ -448,12 +436,6 @@ def ring_energies(image: NDArray, body: NDArray[np.bool_]) -> NDArray[np.float64
     """
     everywhere = np.ones((RINGS, 1, *(-(-length // DCT_BLOCK) for length in body.shape)))
     return _moments((image,), body, everywhere)[:, 0, 0, 0]
-
-
-def _of_blocks(body: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which blocks the body covers by half. Shape: (y, x) → (block_y, block_x), a cut block filled up."""
-    fill = tuple((0, -length % DCT_BLOCK) for length in body.shape)
-    return np.asarray(to_blocks(np.pad(body, fill, mode="symmetric")).mean(axis=(-2, -1)) >= 0.5)
 
 
 def _ring_of_coefficient() -> NDArray[np.intp]:

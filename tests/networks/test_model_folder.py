@@ -209,6 +209,10 @@ def test_a_missing_field_is_refused_in_one_line_that_names_it(folder, name):
         ({"band_gains": _gains([[1]] * 8, of_output=[[1]] * 7)}, "each ring and level"),
         ({"band_gains": _gains([[2, 1]] * 8, of_output=[[1, 1]] * 8)}, "rise"),
         ({"band_gains": _gains([[1]] * 8, of_output=[[1]] * 8, dose_fraction=0.5)}, "dose_fraction null"),
+        (
+            {"band_gains": _gains([[1]] * 8, of_output=[[1]] * 8) | {"gains": _gains([], of_output=[[1]] * 8)["gains"] * 2}},
+            "no other",
+        ),
     ],
 )
 def test_a_card_that_cannot_be_true_is_refused_in_one_line(folder, changes, word):

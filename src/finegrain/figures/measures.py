@@ -274,7 +274,7 @@ def _free_curve(
         place = (points[member.name][0][0], points[member.name][1][0])
         axes.plot(*place, color=look.colour, marker=look.marker, markersize=4, markerfacecolor="none")
         if is_labelled or member.name == last:
-            share = member.name.partition(" ")[2]
+            share = member.name.rpartition(" ")[2]
             axes.annotate(share, place, xytext=(4, 4), textcoords="offset points", fontsize=7.5, color=MUTED)
 
 

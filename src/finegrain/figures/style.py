@@ -136,7 +136,8 @@ def method_looks(methods: Sequence[Method], proposed: str = "") -> dict[str, Loo
     others = [method for method in coloured if method.name != blue]
     looks = {REFERENCE: REFERENCE_LOOK} | {method.name: INPUT_LOOK for method in methods if method.kind == "input"}
     for index, method in enumerate(others):
-        looks[method.name] = Look(OTHERS[index % 5], MARKERS[index % 5], DASHES[index % 5], method.kind != "free")
+        marker = MARKERS[(index + index // 5) % 5]
+        looks[method.name] = Look(OTHERS[index % 5], marker, DASHES[index % 5], method.kind != "free")
     for marker, members in zip(itertools.cycle(FREE_MARKERS), curves.values(), strict=False):
         looks |= {member.name: Look(MUTED, marker, "-", filled=False) for member in members}
     return looks | ({blue: PROPOSED_LOOK} if blue else {})

@@ -89,7 +89,7 @@ class ModelCard(BaseModel):
     slice_mm: Range | None = Field(description="Thinnest and thickest slice.")
     photons: Range | None = Field(description="Fewest and most photons per ray at normal dose, where it is simulated.")
     noise_hu: Range | None = Field(
-        description="Least and most noise of the inputs above 0.4 Nyquist: median over the body of `equaliser.local_noise_hu`."
+        description="Least and most noise of the inputs above 0.4 Nyquist: median over the body of `local_noise.local_noise_hu`."
     )
     training_config: dict[str, Any] = Field(description="The resolved configuration, without paths and names of patients.")
     training_config_hash: str = Field(description="Of the whole configuration.")

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
 from finegrain.config import ClassicalArm
-from finegrain.equaliser import median_noise_hu
 from finegrain.errors import ConfigError
 from finegrain.evaluate.fidelity import Protocol, psnr
 from finegrain.evaluate.regions import body_mask
+from finegrain.local_noise import median_noise_hu
 
 LOW_HU, HIGH_HU = -1024.0, 1200.0
 """Beyond these, metal and padding would set the scale of a whole slice; ours."""

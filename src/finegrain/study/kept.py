@@ -27,13 +27,14 @@ DENOISING = (
     "acquisition.py",
     "denoise.py",
     "hu.py",
+    "local_noise.py",
     *(f"networks/{name}.py" for name in ("blocks", "engine", "peers", "skeleton")),
     "study/classical.py",
     "study/methods.py",
 )
 """What denoises, of this package: when it changes, slices are denoised and measured again; statistics and pages are not in it."""
 
-MIXING = ("equaliser.py", "frequency.py", "study/images.py")
+MIXING = ("equaliser.py", "frequency.py", "local_noise.py", "study/images.py")
 """What makes blends and equalised images of a denoised slice."""
 
 MEASURING = (
@@ -105,7 +106,7 @@ def lesions_stamp(config: StudyConfig, test: Sequence[Pair], identity: str | Non
     """What the detectability of lesions under a method holds for; `identity` is None for the low dose itself."""
     assert config.lesions is not None
     pairs = [(pair.sha256, pair.pixel_mm, half_per_mm_of(pair.kernel), pair.patient) for pair in test]
-    return stamp_of((MEASURING,), config.lesions.model_dump(exclude={"seeds"}), pairs, identity)
+    return stamp_of((DENOISING, MEASURING), config.lesions.model_dump(exclude={"seeds"}), pairs, identity)
 
 
 def _lesions_path(out: Path, label: str) -> Path:

@@ -212,7 +212,7 @@ def _trained(
 def _equaliser(method: Method, denoise: Denoise, identity: str, main: TestSet, folder: Path, progress: Progress) -> dict[str, Any]:
     """The band equaliser of a network, calibrated on the validation pairs: its `tables`."""
     validation = [pair for pair in main.pairs if pair.split == "validation"]
-    stamp = stamp_of((MIXING, MEASURING), identity, [pair.sha256 for pair in validation])
+    stamp = stamp_of((MIXING, MEASURING), identity, [(pair.sha256, pair.dose_fraction) for pair in validation])
     held = read_json(folder / "equaliser.json")
     if held.get("stamp") != stamp:
         slices = []

@@ -86,7 +86,7 @@ def _shown_methods(config: StudyConfig) -> list[ShownMethod]:
         shown.append(ShownMethod(arm.name, "free" if arm.kind == "classical" else "arm"))
     spatial = spatial_arm(config) or ""
     for name in free_names(config):
-        start = name.removesuffix(", equalised")
+        start = name.removesuffix(", dose told").removesuffix(", equalised")
         shown.append(ShownMethod(name, "free", start=start if start in config.leads else spatial))
     return shown
 

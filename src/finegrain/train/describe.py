@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from finegrain import __version__
 from finegrain.acquisition import Acquisition
 from finegrain.config import TrainingRun
-from finegrain.equaliser import CalibrationSlice, calibrate_equaliser, median_noise_hu
+from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
 from finegrain.errors import DataError
 from finegrain.files import json_safe
 from finegrain.hu import HURange
+from finegrain.local_noise import median_noise_hu
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import FORMAT, BandGains, ModelCard
 from finegrain.networks.engine import Engine, torch_engine
@@ -137,7 +138,7 @@ def card_metrics(
         doses = [Acquisition(dose_fraction=one.dose_fraction) for one in known]
         for what, images, told in (
             ("texture 1", plain, [Acquisition()] * len(crops)),
-            ("texture 1,dose told", outputs(doses), doses),
+            *((("texture 1,dose told", outputs(doses), doses),) if any(one != Acquisition() for one in doses) else ()),
         ):
             equalised = [
                 gains.equaliser.apply(output, noisy, strength=1.0, dose_fraction=one.dose_fraction)
@@ -214,5 +215,5 @@ def _limits(doses: Sequence[float], kernels: Sequence[str], pixel_mm: tuple[floa
     return (
         f"Trained on {kinds}, on the kernels {', '.join(kernels) or 'that the data do not tell'} and on pixels of "
         f"{pixel_mm[0]:.2f} to {pixel_mm[1]:.2f} mm; elsewhere it was not tried. What noise hides is not brought back: structure "
-        "as faint as the noise may be smoothed away, and with texture above 0 what is left of noise is raised with it."
+        "as faint as the noise may be smoothed away, and texture above 0 raises what is left of noise and gives some of it back."
     )
