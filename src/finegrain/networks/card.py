@@ -167,10 +167,9 @@ def card_rows(card: ModelCard) -> list[list[str]]:
         found = card.band_gains
         doses = ", ".join(f"{one.dose_fraction:.0%} dose" for one in found.gains if one.dose_fraction is not None)
         largest = max(gain for one in found.gains for of_ring in one.of_output for gain in of_ring)
-        gains = (
-            f"up to {largest:.2f}, {len(found.levels[0])} levels of signal to noise with that of edges, {doses or 'one set for all doses'}; "
-            f"{found.pairs} validation slices, {found.patients} patients"
-        )
+        levels = f"{len(found.levels[0])} levels of signal to noise with that of edges"
+        gains = f"up to {largest:.2f}, {levels}, {doses or 'one set for all doses'}; "
+        gains += f"{found.pairs} validation slices, {found.patients} patients"
     facts = {
         "model": f"{card.name} v{card.version}",
         "network": f"{card.network.family}, {card.parameters:,} parameters",
