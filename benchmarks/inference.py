@@ -1,4 +1,4 @@
-"""One 512² slice through the bundled network and through RED-CNN, both on ONNX Runtime with the same threads.
+"""One 512² slice through the bundled network, alone and with its equaliser, and through RED-CNN: ONNX Runtime, same threads.
 
 Run: python benchmarks/inference.py [THREADS]
 RED-CNN has its published architecture and random weights: its speed does not depend on them.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finegrain.denoise import bundled_model, onnx_engine
+from finegrain.denoise import bundled_model, load_denoiser, onnx_engine
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.checkpoint import load_network
 from finegrain.networks.peers import REDCNN
@@ -37,6 +37,9 @@ def main() -> None:
             "finegrain-s": onnx_engine(bundled_model() / "model.onnx", threads=threads),
             "RED-CNN": onnx_engine(path, threads=threads),
         }
+        denoiser = load_denoiser(threads=threads)
+        hu = denoiser.hu_range.to_hu(unit[0, 0])
+        engines["finegrain-s, texture 1"] = lambda _: denoiser.denoise_slice(hu, texture=1)
         times: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(3):  # in turns, so that a busy machine is unfair to both alike
             for name, engine in engines.items():
@@ -46,11 +49,11 @@ def main() -> None:
                     started = time.perf_counter()
                     engine(unit)
                     times[name].append(time.perf_counter() - started)
-    size = {"finegrain-s": parameter_count(network), "RED-CNN": parameter_count(peer)}
-    macs = {"finegrain-s": count_macs(network, size=512), "RED-CNN": count_macs(peer, size=512)}
+    networks = {"finegrain-s": network, "RED-CNN": peer}
     print(f"{f'one 512² slice, {threads} threads':28}{'parameters':>12}{'GMAC':>8}{'seconds':>10}")
     for name in engines:
-        print(f"{name:28}{size[name]:12,}{macs[name] / 1e9:8.1f}{min(times[name]):10.3f}")
+        one = networks[name.partition(",")[0]]
+        print(f"{name:28}{parameter_count(one):12,}{count_macs(one, size=512) / 1e9:8.1f}{min(times[name]):10.3f}")
     ours, theirs = min(times["finegrain-s"]), min(times["RED-CNN"])
     print(f"finegrain-s is {theirs / ours:.1f} times as fast")
 
