@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finegrain.figures import Detection
 from finegrain.report import CropView, DemoReport, EvaluationReport, Method, SliceView, StudyReport, StudyRow, WorstCase
 
 HOSTILE = '<script>alert("x")</script> & $\\frac{1}{0}$ \'"><img src=http://evil.example/x.png>'
@@ -149,7 +150,14 @@ def evaluation_report() -> EvaluationReport:
         bands=bands,
         worst=[WorstCase("patient 3", "slice 12", "a filter", "psnr_db[abdomen-40/400]", 24.125, ramp_crop())],
         detectability={
-            name: [("5 mm, +15 HU", d_prime, d_prime - 0.5, d_prime + 0.5)] for name, d_prime in (("low dose", 2.0), ("BM3D", 2.25))
+            "CHO": {
+                "low dose": [Detection("5 mm, +15 HU", 2.0, 1.5, 2.5)],
+                "BM3D": [Detection("5 mm, +15 HU", 2.25, 1.75, 2.75, (0.25, -0.03, 0.53))],
+            },
+            "NPWE": {
+                "low dose": [Detection("5 mm, +15 HU", 1.25, 1.0, 1.5)],
+                "BM3D": [Detection("5 mm, +15 HU", 1.75, 1.5, 2.0, (0.5, 0.31, 0.69))],
+            },
         },
         plan=["0.2 dB would need 9 patients."],
         qc=[("pairs kept", "96 of 100")],

@@ -8,6 +8,7 @@ from finegrain.evaluate.observer import (
     LG_WIDTH_PER_DIAMETER,
     auc_of,
     channelised_hotelling,
+    detectability_gain,
     difference_of_gaussians,
     eye_filter,
     fourier_d_prime,
@@ -201,6 +202,60 @@ def test_patients_that_differ_widen_the_interval_and_it_still_covers_the_truth()
         wider += by_patient.high - by_patient.low > by_image.high - by_image.low
     assert covered >= 0.87 * draws
     assert wider > 0.9 * draws
+
+
+def gain_of(after, before):
+    return detectability_gain((after.d_prime, after.influence), (before.d_prime, before.influence))
+
+
+@pytest.mark.parametrize("observe", ["CHO", "NPW"])
+def test_a_gain_in_the_same_patients_is_known_better_than_two_d_primes_and_its_interval_covers_the_truth(observe):
+    """White noise of 0.8 of the amplitude in the same images: d′ rises by a quarter, less what differs between patients."""
+    rng, channels = np.random.default_rng(31), CHANNELS["lg"]
+    s = signal(2 / channelised_truth(channels, WHITE, signal()))
+    n, patients, draws = 12, np.repeat(list("abcdefghijkl"), 8), 100
+
+    def seen(present, absent):
+        if observe == "CHO":
+            return channelised_hotelling(present, absent, channels=channels, ensembles="paired", patients=list(patients))
+        return non_prewhitening(present, absent, expected_signal=s, ensembles="paired", patients=list(patients))
+
+    def truth(amplitude):
+        if observe == "NPW":
+            return np.linalg.norm(s - s.mean()) / amplitude
+        return channelised_truth(channels, np.full_like(WHITE, amplitude), s)
+
+    covered, narrower = 0, 0
+    for _ in range(draws):
+        absent = rng.normal(0, 20, (len(patients), SIZE, SIZE))
+        softer = 0.8 * absent + rng.normal(0, 2, absent.shape)
+        before, after = seen(absent + s, absent), seen(softer + s, softer)
+        found = gain_of(after, before)
+        assert found.n_patients == n
+        covered += found.low <= truth(np.hypot(16, 2)) - truth(20) <= found.high
+        narrower += found.high - found.low < 0.6 * (after.high - after.low)
+    assert 0.88 <= covered / draws <= 0.99
+    assert narrower > 0.95 * draws
+
+
+def test_what_only_scales_an_image_gains_nothing_and_noise_added_to_it_loses():
+    rng, channels = np.random.default_rng(32), CHANNELS["lg"]
+    absent, patients = noise(rng, 90, COLOURED), list(np.repeat(np.arange(9), 10))
+    present = absent + signal()
+    before = channelised_hotelling(present, absent, channels=channels, ensembles="paired", patients=patients)
+    assert sum(before.influence) == pytest.approx(0, abs=1e-9)
+    spread = np.std(before.influence, ddof=1) / 3
+    assert 2 * 2.306004 * spread * 2 * before.d_prime == pytest.approx(before.high**2 - before.low**2)  # t of 8 degrees of freedom
+    scaled = channelised_hotelling(3 * present, 3 * absent, channels=channels, ensembles="paired", patients=patients)
+    none = gain_of(scaled, before)
+    assert (none.gain, none.low, none.high) == pytest.approx((0, 0, 0), abs=1e-9)
+    more = 2 * noise(rng, 90, COLOURED)
+    worse = channelised_hotelling(present + more, absent + more, channels=channels, ensembles="paired", patients=patients)
+    lost = gain_of(worse, before)
+    assert lost.high < 0 and lost.p < 0.05
+    unnamed = channelised_hotelling(present, absent, channels=channels, ensembles="paired")
+    with pytest.raises(DataError, match="influences of the same 3 or more patients, got those of 9 and 0"):
+        gain_of(before, unnamed)
 
 
 def test_no_difference_at_all_gives_zero_and_an_auc_of_one_half():
@@ -455,3 +510,30 @@ def test_pixels_of_two_sizes_are_judged_as_one_size_is():
     assert one_size.d_prime == pytest.approx(alone[0], rel=1e-9)
     with pytest.raises(DataError, match="expected channels of shape"):
         channelised_hotelling(parts[0][0], parts[0][1], channels=parts[0][2][:5], ensembles="paired")
+
+
+def test_the_eye_sees_a_lesion_on_pixels_of_two_sizes_as_on_one():
+    """Noise of one spectrum per mm seen at 0.6 and 0.9 mm; each alone and both together give the same d′."""
+    generator = np.random.default_rng(8)
+    size, n = 65, 150
+
+    def ensemble(pixel_mm):
+        axis = (np.arange(size) - size // 2) * pixel_mm
+        lesion = 25 * np.exp(-(axis[:, None] ** 2 + axis[None] ** 2) / (2 * 2.0**2))
+        f = np.fft.fftfreq(size, pixel_mm)
+        soft = np.exp(-((np.hypot(f[:, None], f[None]) / 0.3) ** 2))  # nothing near either Nyquist frequency
+        white = generator.normal(0, 40 / pixel_mm, (n, size, size))
+        noise = np.fft.ifft2(np.fft.fft2(white) * soft).real
+        return noise + lesion, noise, [pixel_mm] * n
+
+    parts = [ensemble(0.6), ensemble(0.9)]
+    alone = [non_prewhitening_eye(*part[:2], pixel_mm=part[2][0], ensembles="paired").d_prime for part in parts]
+    present, absent, pixels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    together = non_prewhitening_eye(present, absent, pixel_mm=list(pixels), ensembles="paired")
+    assert alone == pytest.approx([together.d_prime] * 2, rel=0.07)
+    mixed_up = non_prewhitening_eye(present, absent, pixel_mm=0.6, ensembles="paired")  # a template that fits neither
+    assert mixed_up.d_prime != pytest.approx(together.d_prime, rel=0.02)
+    of_one = non_prewhitening_eye(*parts[0][:2], pixel_mm=parts[0][2], ensembles="paired")
+    assert of_one.d_prime == pytest.approx(alone[0], rel=1e-12)
+    with pytest.raises(DataError, match="one size for each of 150 pairs"):
+        non_prewhitening_eye(*parts[0][:2], pixel_mm=[0.6, 0.9], ensembles="paired")

@@ -13,6 +13,7 @@ from report_pages import ARMS, HOSTILE, Page, demo_report, evaluation_report, ra
 from finegrain.errors import DataError
 from finegrain.evaluate.run import Row, summarise
 from finegrain.evaluate.stats import compare_with_each
+from finegrain.figures import Detection
 from finegrain.report import (
     EvaluationReport,
     Method,
@@ -230,7 +231,8 @@ def test_a_table_of_numbers_alone_makes_a_page(tmp_path: Path) -> None:
     nothing = {"low dose": (float("nan"), float("nan"), 0), "a": (float("nan"), float("nan"), 0)}
     table = [replace(row, values=nothing) for row in study_report().table]
     bands = {"a": [(0.0, 0.5, float("nan"), float("nan"), None)]}
-    bare = EvaluationReport(title="Bare", table=table, bands=bands, detectability={"a": [("lesion", float("nan"), 0.0, 1.0)]})
+    lesions = {"CHO": {"a": [Detection("lesion", math.nan, 0.0, 1.0)]}}
+    bare = EvaluationReport(title="Bare", table=table, bands=bands, detectability=lesions)
     render_evaluation(bare, tmp_path / "report.html")
     text = Page(tmp_path / "report.html").text
     assert "Bare" in text and "n/a" in text and not re.search(r"\b(nan|None)\b", text)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import ndimage, optimize, special, stats
 
 from finegrain.errors import DataError
 from finegrain.evaluate.lesion import Transfer
@@ -72,6 +72,8 @@ class Detectability:
         interval: how low and high were found.
         n_present, n_absent: images.
         warnings: what a reader must know.
+        influence: of each patient on d′, mean 0, in the order in which patients were first named: jackknife pseudo-values less
+            their mean; empty if patients were not named, or d′ of a Hotelling observer is 0. What `detectability_gain` needs.
     """
 
     d_prime: float
@@ -86,6 +88,48 @@ class Detectability:
     n_present: int
     n_absent: int
     warnings: tuple[str, ...] = ()
+    influence: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectabilityGain:
+    """By how much d′ differs between two sets of images of the same patients.
+
+    Attributes:
+        gain: d′ after less d′ before.
+        low, high: its interval, 95 % unless asked otherwise.
+        p: of no difference, two-sided.
+        n_patients: how many it is over.
+    """
+
+    gain: float
+    low: float
+    high: float
+    p: float
+    n_patients: int
+
+
+def detectability_gain(
+    after: tuple[float, Sequence[float]], before: tuple[float, Sequence[float]], *, confidence: float = 0.95
+) -> DetectabilityGain:
+    """What a method does to d′, from d′ and influence of the same observer on the same patients' images after and before it.
+
+    Patients in whom a lesion is easily found before are those in whom it is after: two intervals of d′ overlap where their
+    difference is certain. This is the jackknife's t interval of the difference, each patient's influences paired. For d′² of a
+    Hotelling observer the influence on d′ is the linear one, pseudo-values over 2d′.
+
+    Raises: DataError if the influences are of unlike or fewer than three patients.
+    """
+    (d_after, one), (d_before, other) = after, before
+    if len(one) != len(other) or len(one) < FEWEST_PATIENTS:
+        raise DataError(
+            f"expected the influences of the same {FEWEST_PATIENTS} or more patients, got those of {len(one)} and {len(other)}"
+        )
+    difference, n = d_after - d_before, len(one)
+    error = float(np.std(np.subtract(one, other), ddof=1) / np.sqrt(n))
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    p = 2 * float(stats.t.sf(abs(difference) / error, n - 1)) if error > 0 else float(difference == 0)
+    return DetectabilityGain(gain=difference, low=difference - reach, high=difference + reach, p=p, n_patients=n)
 
 
 def auc_of(d_prime: float) -> float:
@@ -237,17 +281,21 @@ def channelised_hotelling(
     warnings = []
     if degrees < IMAGES_PER_CHANNEL * n_channels:
         warnings.append(f"few images for {n_channels} channels: {len(v1)} present, {len(v0)} absent")
+    influence: tuple[float, ...] = ()
+    own = 1 + internal_noise**2
     if patients is None:
         hotelling = _hotelling(v1, v0, ensembles)
         squared, (low, high) = hotelling.unbiased, hotelling.interval(confidence)
         how = "noncentral F" if ensembles == "independent" else "noncentral F, paired"
     else:
         labels = _labels(patients)
-        squared, low, high = _over_patients(v1, v0, labels, confidence)
+        squared, low, high, pseudo = _over_patients(v1, v0, labels, confidence)
+        if squared > 0:
+            influence = tuple(float(value) for value in (pseudo - pseudo.mean()) / (2 * np.sqrt(squared * own)))
         how = f"jackknife over {labels.max() + 1} patients"
         warnings += _few_patients(labels)
-    d, low, high = (np.sqrt(max(value, 0) / (1 + internal_noise**2)) for value in (squared, low, high))
-    return _detectability(d, low, high, squared / (1 + internal_noise**2), observer, how, v1, v0, warnings)
+    d, low, high = (np.sqrt(max(value, 0) / own) for value in (squared, low, high))
+    return _detectability(d, low, high, squared / own, observer, how, v1, v0, warnings, influence)
 
 
 @dataclass(frozen=True)
@@ -316,8 +364,8 @@ def _inverse(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _over_patients(
     v1: NDArray[np.float64], v0: NDArray[np.float64], labels: NDArray[np.int64], confidence: float
-) -> tuple[float, float, float]:
-    """d′² by the jackknife over patients, and its t interval: bias that falls with the number of patients goes with it."""
+) -> tuple[float, float, float, NDArray[np.float64]]:
+    """d′², jackknife over patients, its t interval, and the pseudo-values; bias that falls with the number of patients goes."""
     n_patients = int(labels.max()) + 1
     smallest = len(labels) - int(np.bincount(labels).max())
     if smallest - 1 < v1.shape[1] + SPARE_IMAGES:
@@ -329,7 +377,7 @@ def _over_patients(
     without = np.array([_hotelling(v1[labels != g], v0[labels != g], "paired").unbiased for g in range(n_patients)])
     pseudo = n_patients * whole - (n_patients - 1) * without
     reach = float(stats.t.ppf((1 + confidence) / 2, n_patients - 1) * pseudo.std(ddof=1) / np.sqrt(n_patients))
-    return whole, whole - reach, whole + reach
+    return whole, whole - reach, whole + reach, pseudo
 
 
 # --- matched filters -------------------------------------------------------------------------------------------------------
@@ -373,16 +421,17 @@ def non_prewhitening(
         if expected_signal.shape != present.shape[1:]:
             raise DataError(f"the expected signal of shape {expected_signal.shape} does not fit ROIs of {present.shape[1:]}")
         t1, t0 = x1 @ expected_signal.ravel(), x0 @ expected_signal.ravel()
-    d, low, high = _jackknife(t1, t0, units, confidence=confidence)
+    d, low, high, influence = _jackknife(t1, t0, units, confidence=confidence)
     unit = "images" if units is None else "pairs" if patients is None else "patients"
-    return _detectability(d, low, high, d * abs(d), observer, f"jackknife over {unit}", t1, t0, warnings)
+    told = () if patients is None else tuple(influence.tolist())
+    return _detectability(d, low, high, d * abs(d), observer, f"jackknife over {unit}", t1, t0, warnings, told)
 
 
 def non_prewhitening_eye(
     present: NDArray[np.floating],
     absent: NDArray[np.floating],
     *,
-    pixel_mm: float,
+    pixel_mm: float | Sequence[float],
     ensembles: Ensembles,
     expected_signal: NDArray[np.floating] | None = None,
     patients: Sequence[object] | None = None,
@@ -390,23 +439,56 @@ def non_prewhitening_eye(
     viewing_mm: float = VIEWING_MM,
     magnification: float = MAGNIFICATION,
 ) -> Detectability:
-    """`non_prewhitening` of images and signal seen through `eye_filter`: NPWE, the matched filter nearest to human readers."""
-    response = eye_filter(_frequencies(present.shape[-1], pixel_mm), viewing_mm=viewing_mm, magnification=magnification)
+    """`non_prewhitening` of images and signal seen through `eye_filter`: NPWE, the matched filter nearest to human readers.
 
-    def seen(images: NDArray[np.floating]) -> NDArray[np.float64]:
-        if images.shape[-2:] != response.shape:
-            raise DataError(f"expected square ROIs of {response.shape} pixels, got {images.shape[-2:]}")
-        return np.fft.ifft2(np.fft.fft2(images) * response).real
+    Args:
+        pixel_mm: of all images; for paired images of unlike pixel sizes one for each pair. These are brought onto the pixels of
+            the finest by cubic splines once the eye has seen them: one template in mm fits them all.
+        expected_signal: as `non_prewhitening`; only with one pixel size.
+    """
+    side = present.shape[-1]
+    if present.shape[-2:] != (side, side):
+        raise DataError(f"expected square ROIs, got {present.shape[-2:]} pixels")
+    pixels = np.asarray(pixel_mm, dtype=np.float64)
+    if pixels.ndim and (ensembles != "paired" or pixels.shape != present.shape[:1] or expected_signal is not None):
+        raise DataError(
+            f"pixel sizes of their own need paired ensembles, one size for each of {len(present)} pairs and no expected signal, "
+            f"got {pixels.size} sizes for {ensembles} ensembles"
+        )
+    finest = float(pixels.min(initial=np.inf))
 
+    def seen(images: NDArray[np.floating], pixel: float = finest) -> NDArray[np.float64]:
+        if images.shape[-2:] != (side, side):
+            raise DataError(f"expected ROIs of {(side, side)} pixels, got {images.shape[-2:]}")
+        response = eye_filter(_frequencies(side, pixel), viewing_mm=viewing_mm, magnification=magnification)
+        return _finer(np.fft.ifft2(np.fft.fft2(images) * response).real, finest / pixel)
+
+    def seen_each(images: NDArray[np.floating]) -> NDArray[np.float64]:
+        found = np.empty(images.shape)
+        for pixel in np.unique(pixels):
+            found[pixels == pixel] = seen(images[pixels == pixel], float(pixel))
+        return found
+
+    see = seen_each if pixels.ndim else seen
     return non_prewhitening(
-        seen(present),
-        seen(absent),
+        see(present),
+        see(absent),
         ensembles=ensembles,
         expected_signal=None if expected_signal is None else seen(expected_signal),
         patients=patients,
         confidence=confidence,
         observer="NPWE",
     )
+
+
+def _finer(images: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """Images on a grid of `step` of their pixels around the same middle pixel, as many as before. Shape: (n, y, x) kept."""
+    if step == 1:
+        return images
+    side = images.shape[-1]
+    axis = side // 2 + (np.arange(side) - side // 2) * step
+    places = np.meshgrid(axis, axis, indexing="ij")
+    return np.stack([ndimage.map_coordinates(image, places, order=3, mode="mirror") for image in images])
 
 
 def eye_filter(
@@ -463,8 +545,8 @@ def _separation(
 
 def _jackknife(
     t1: NDArray[np.float64], t0: NDArray[np.float64], units: NDArray[np.int64] | None, *, confidence: float
-) -> tuple[float, float, float]:
-    """Separation of the scores freed of its bias, and its t interval, from leaving out each image, pair or patient in turn.
+) -> tuple[float, float, float, NDArray[np.float64]]:
+    """Separation of the scores freed of its bias, its t interval and influences, leaving out each image, pair or patient in turn.
 
     The scores stay as they are. On normal scores of 12 and 40 images a kind it covers the true d′ in 94 to 98 of 100 draws, where
     percentile and BCa bootstraps cover it in 86 to 96, strong lesions the least.
@@ -478,14 +560,16 @@ def _jackknife(
         kept = (units[None, :] != np.arange(units.max() + 1)[:, None]).astype(np.float64)
         parts = [(kept, kept)]
     estimate, variance = whole, 0.0
+    influence = np.empty(0)
     for weight1, weight0 in parts:
         without = _separation(t1, t0, weight1, weight0)
         n = len(without)
+        influence = (n - 1) * (without.mean() - without)
         estimate -= (n - 1) * float(without.mean() - whole)
         variance += (n - 1) ** 2 / n * float(without.var(ddof=1))
     degrees = sum(len(weight1) - 1 for weight1, _ in parts)
     reach = float(stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(variance))
-    return estimate, estimate - reach, estimate + reach
+    return estimate, estimate - reach, estimate + reach, influence
 
 
 # --- Fourier ---------------------------------------------------------------------------------------------------------------
@@ -578,6 +662,7 @@ def _detectability(
     ones: ArrayLike,
     zeros: ArrayLike,
     warnings: list[str],
+    influence: tuple[float, ...],
 ) -> Detectability:
     return Detectability(
         d_prime=float(d),
@@ -592,4 +677,5 @@ def _detectability(
         n_present=len(np.asarray(ones)),
         n_absent=len(np.asarray(zeros)),
         warnings=tuple(warnings),
+        influence=influence,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,8 +28,16 @@ from finegrain.figures.style import (
     styled,
 )
 
-Detection = tuple[str, float, float, float]
-"""Lesion in words, d′, and the ends of its 95 % interval."""
+
+class Detection(NamedTuple):
+    """How well an observer finds a lesion: d′ with its 95 % interval, and `gain`, d′ less that in the input, with its own."""
+
+    lesion: str
+    d_prime: float
+    low: float
+    high: float
+    gain: tuple[float, float, float] | None = None
+
 
 PerPatient = Mapping[str, Mapping[str, Sequence[float]]]
 """Measure key → method → one value per patient."""
@@ -308,14 +316,14 @@ def curve_figure(curves: Mapping[str, Sequence[tuple[int, float]]], *, looks: Ma
 
 def detectability_figure(detectability: Mapping[str, Sequence[Detection]], *, looks: Mapping[str, Look]) -> Figure:
     """d′ of each lesion under each method, with its 95 % interval; one group of methods per lesion."""
-    lesions = list(dict.fromkeys(lesion for values in detectability.values() for lesion, *_ in values))
+    lesions = list(dict.fromkeys(one.lesion for values in detectability.values() for one in values))
     with styled():
         figure = new_figure(4.8, 1.0 + 0.15 * (len(detectability) + 1.5) * max(len(lesions), 1))
         axes = figure.subplots()
         step = 0.8 / max(len(detectability), 1)
         for index, (name, values) in enumerate(detectability.items()):
             look = looks.get(name, Look(MUTED, "."))
-            for lesion, d_prime, low, high in values:
+            for lesion, d_prime, low, high, _ in values:
                 if not math.isfinite(d_prime):
                     continue
                 place = lesions.index(lesion) - 0.4 + (index + 0.5) * step

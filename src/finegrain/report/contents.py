@@ -59,7 +59,7 @@ class EvaluationReport:
         nps: name → spectrum, that of "normal dose" among them.
         bands: method → one value per frequency band, from low to high; out of the table's `band_…` rows if not given.
         worst: slices on which methods did worst, the worst first.
-        detectability: method → d′ of each lesion.
+        detectability: observer → method → d′ of each lesion.
         plan: sentences, e.g. how many patients would show 0.2 dB.
         qc: (what was checked or counted, what came out).
         repeat: (command, what it does): how to make these results again.
@@ -79,7 +79,7 @@ class EvaluationReport:
     nps: Mapping[str, Spectrum] = field(default_factory=dict)
     bands: Mapping[str, Sequence[BandValue]] = field(default_factory=dict)
     worst: Sequence[WorstCase] = ()
-    detectability: Mapping[str, Sequence[Detection]] = field(default_factory=dict)
+    detectability: Mapping[str, Mapping[str, Sequence[Detection]]] = field(default_factory=dict)
     plan: Sequence[str] = ()
     qc: Sequence[tuple[str, str]] = ()
     repeat: Sequence[tuple[str, str]] = ()

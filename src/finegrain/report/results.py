@@ -17,6 +17,7 @@ from finegrain.figures import (
     REFERENCE,
     SOFT_WINDOW,
     BandValue,
+    Detection,
     Look,
     Marks,
     Method,
@@ -99,7 +100,7 @@ def _write_results(
         tables=tables,
         legend=_legend(methods, looks),
         legend_of_noise=_legend(methods, looks, {*report.nps, *bands}),
-        legend_of_lesions=_legend(methods, looks, set(report.detectability)),
+        legend_of_lesions=_legend(methods, looks, {name for each in report.detectability.values() for name in each}),
         legend_of_curves=_legend(methods, looks, {str(arm["name"]) for arm in arms}),
         bars=_bar_panels(report, methods, marks),
         n_marks=len({(key, name) for key, name in marks if key in {row.key for row in figure_rows(report.table)}}),
@@ -178,20 +179,48 @@ def _band_panels(bands: Mapping[str, Sequence[BandValue]], looks: Mapping[str, L
     return _drawn({"ratio": band_ratio_figure(bands, looks=looks), "coherence": band_coherence_figure(bands, looks=looks)})
 
 
-def _detectability(report: EvaluationReport, looks: Mapping[str, Look]) -> dict[str, Any] | None:
-    """The plot of d′ and its table: one row per lesion, one column per method."""
-    found = {name: {lesion: values for lesion, *values in of_method} for name, of_method in report.detectability.items()}
-    lesions = list(dict.fromkeys(lesion for of_method in found.values() for lesion in of_method))
-    if not lesions:
-        return None
-    unknown = [math.nan] * 3
-    rows = [
-        {"lesion": lesion, "cells": [[number(value, 2) for value in found[name].get(lesion, unknown)] for name in found]}
-        for lesion in lesions
+def _detectability(report: EvaluationReport, looks: Mapping[str, Look]) -> list[dict[str, Any]]:
+    """The plot of d′ and its table for each observer: one row per lesion, one column per method."""
+    return [
+        {
+            "observer": observer,
+            "what": OBSERVERS.get(observer, ""),
+            "plot": _drawn({f"detectability, {observer}": detectability_figure(of_method, looks=looks)})[0],
+            "methods": list(of_method),
+            "rows": _lesion_rows(of_method),
+        }
+        for observer, of_method in report.detectability.items()
+        if any(of_method.values())
     ]
-    plot = _drawn({"detectability": detectability_figure(report.detectability, looks=looks)})[0]
-    return {"plot": plot, "methods": list(found), "rows": rows}
 
+
+def _lesion_rows(of_method: Mapping[str, Sequence[Detection]]) -> list[dict[str, Any]]:
+    found = {name: {one.lesion: one for one in each} for name, each in of_method.items()}
+    rows = []
+    for lesion in dict.fromkeys(lesion for each in found.values() for lesion in each):
+        cells = [each.get(lesion, Detection(lesion, math.nan, math.nan, math.nan)) for each in found.values()]
+        rows.append(
+            {
+                "lesion": lesion,
+                "cells": [
+                    {
+                        "d_prime": number(one.d_prime, 2),
+                        "range": f"{number(one.low, 2)} to {number(one.high, 2)}",
+                        "gain": one.gain and [number(value, 2, sign=True) for value in one.gain],
+                        "certain": one.gain is not None and one.gain[1] * one.gain[2] > 0,
+                    }
+                    for one in cells
+                ],
+            }
+        )
+    return rows
+
+
+OBSERVERS = {
+    "CHO": "A channelised Hotelling observer undoes what correlations of noise can be undone: it asks what information is left.",
+    "NPWE": "A matched filter behind an eye filter (50 cm from the screen) is disturbed by any noise the eye sees, as a reader is.",
+}
+"""What each observer asks, by the name that a study gives it."""
 
 MARKER_SHAPES = {
     "o": '<circle cx="14" cy="6" r="4"/>',

@@ -5,7 +5,9 @@ methods.py     one method of a study, trained or tuned, and every test slice den
 classical.py   block matching, non-local means and total variation, tuned on the validation pairs
 images.py      the images that a method gives: itself, blends, equalisers
 kept.py        what is kept of the measures, and what it holds for
-measuring.py   the measures of every test slice, and the detectability of inserted lesions
+measuring.py   the measures of every test slice
+lesions.py     the lesions that are put into test slices
+detecting.py   their detectability under every method
 results.py     all that was found, as plain data: tables, comparisons, generalisation
 claims.py      the paper's claims, each with what this study found
 page.py        results → the report's contents

@@ -40,17 +40,23 @@ MIXING = ("equaliser.py", "frequency.py", "local_noise.py", "study/images.py")
 MEASURING = (
     "frequency.py",
     "noise_power.py",
-    *(f"evaluate/{name}.py" for name in ("bands", "fidelity", "lesion", "observer", "regions", "run", "spectra", "texture")),
+    *(f"evaluate/{name}.py" for name in ("bands", "fidelity", "regions", "run", "spectra", "texture")),
     "study/measuring.py",
 )
 """What measures images."""
+
+INSERTING = ("frequency.py", "evaluate/bands.py", "evaluate/lesion.py", "evaluate/regions.py", "study/lesions.py")
+"""What puts lesions into slices, and finds the places."""
+
+JUDGING = ("evaluate/observer.py", "study/detecting.py")
+"""What looks for the lesions."""
 
 
 def _hashes(names: Sequence[str]) -> list[str]:
     return [file_sha256(Path(__file__).parent.parent / name) for name in names]
 
 
-SHA256 = {names: _hashes(names) for names in (DENOISING, MIXING, MEASURING)}
+SHA256 = {names: _hashes(names) for names in (DENOISING, MIXING, MEASURING, INSERTING, JUDGING)}
 """Taken when the program is loaded: what a file is changed to while a study runs does not decide its numbers."""
 
 DIGITS = 9
@@ -102,11 +108,16 @@ def kept_of_slice(out: Path, key: str, stamps: Mapping[str, str]) -> dict[str, d
     }
 
 
-def lesions_stamp(config: StudyConfig, test: Sequence[Pair], identity: str | None) -> str:
-    """What the detectability of lesions under a method holds for; `identity` is None for the low dose itself."""
+def rois_stamp(config: StudyConfig, test: Sequence[Pair], identity: str) -> str:
+    """What the ROIs around lesions under a method hold for; `identity` is the method's, or the name of an image as stored."""
     assert config.lesions is not None
     pairs = [(pair.sha256, pair.pixel_mm, half_per_mm_of(pair.kernel), pair.patient) for pair in test]
-    return stamp_of((DENOISING, MEASURING), config.lesions.model_dump(exclude={"seeds"}), pairs, identity)
+    return stamp_of((DENOISING, INSERTING), config.lesions.model_dump(exclude={"seeds"}), pairs, identity)
+
+
+def lesions_stamp(config: StudyConfig, test: Sequence[Pair], identity: str) -> str:
+    """What the detectability of lesions under a method holds for; `identity` as for `rois_stamp`."""
+    return stamp_of((JUDGING,), rois_stamp(config, test, identity))
 
 
 def _lesions_path(out: Path, label: str) -> Path:
@@ -114,7 +125,7 @@ def _lesions_path(out: Path, label: str) -> Path:
 
 
 def keep_lesions(out: Path, label: str, stamp: str, judged: list[dict[str, Any] | None]) -> None:
-    """Keep what the observer found under a method, one entry for each lesion; None where it could not judge."""
+    """Keep what the observers found under a method, one entry for each of them and each lesion; None where one could not judge."""
     write_whole(_lesions_path(out, label), _lines({"stamp": stamp, "lesions": judged}))
 
 

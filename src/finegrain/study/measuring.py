@@ -1,4 +1,4 @@
-"""The measures of every test slice under every method, and the detectability of the lesions that were inserted."""
+"""The measures of every test slice under every method."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegrain.config import StudyConfig
-from finegrain.errors import DataError
-from finegrain.evaluate.lesion import Lesion, rois_at
-from finegrain.evaluate.observer import channelised_hotelling, laguerre_gauss
 from finegrain.evaluate.run import REFERENCE, Row, SpectrumRow, evaluate_slice, slice_spectra
 from finegrain.evaluate.spectra import NPSCurve
 from finegrain.figures import INPUT
@@ -22,28 +19,18 @@ from finegrain.frequency import Band
 from finegrain.pairs.manifest import Pair
 from finegrain.parallel import in_processes
 from finegrain.study.images import Recipe, image_label, recipes_of
-from finegrain.study.kept import image_stamp, keep_lesions, keep_slice, kept_lesions, kept_of_slice, lesions_stamp
+from finegrain.study.kept import image_stamp, keep_slice, kept_of_slice
 from finegrain.study.methods import (
     Method,
     Progress,
     TestSet,
     denoised_path,
     image_stamps,
-    lesion_rois,
-    lesions_of,
     main_test,
-    places_of,
-    roi_sizes,
 )
 
 TRUTH = "truth"
 """Name of the noise-free image."""
-
-CHANNELS = 5
-"""Laguerre–Gauss channels of the observer, as wide as half the lesion."""
-
-FEWEST_PATIENTS_OF_D_PRIME = 3
-"""Test patients below which the interval of d′ speaks of the images alone."""
 
 
 @dataclass(frozen=True)
@@ -163,91 +150,3 @@ def _measured(one: TestSet, pair: Pair, row: Mapping[str, Any]) -> Measured:
         metrics=row["metrics"],
         curve=None if nps is None else NPSCurve(nps["n_rois"], nps["variance"], tuple(nps["power"])),
     )
-
-
-def detectability(
-    config: StudyConfig, methods: list[Method], facts: Mapping[Method, Mapping[str, Any]], main: TestSet, out: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """d′ of each lesion under each method: method → one entry per lesion. Methods that cannot be judged are left out.
-
-    With several seeds, d′ and its interval are means over them.
-    """
-    test = main_test(main)
-    judged: dict[str, list[list[dict[str, Any] | None]]] = {}
-    looked = [method for method in methods if config.has_lesions(method.seed)]
-    names: list[tuple[str, Method | None]] = [(INPUT, None), *((method.arm.name, method) for method in looked)]
-    for name, method in names:
-        label = INPUT if method is None else method.label
-        stamp = lesions_stamp(config, test, None if method is None else facts[method]["identity"])
-        if kept_lesions(out, label, stamp) is None:
-            keep_lesions(out, label, stamp, _judged(config, method, main, out))
-        judged.setdefault(name, []).append(kept_lesions(out, label, stamp) or [])
-    results: dict[str, list[dict[str, Any]]] = {}
-    for name, seeds in judged.items():
-        for of_lesion in zip(*seeds, strict=True):
-            if each := [one for one in of_lesion if one is not None]:
-                means = {key: float(np.mean([one[key] for one in each])) for key in ("d_prime", "low", "high", "auc")}
-                warnings = sorted({warning for one in each for warning in one["warnings"]})
-                results.setdefault(name, []).append(each[0] | means | {"warnings": warnings, "n_trainings": len(each)})
-    return results
-
-
-def _judged(config: StudyConfig, method: Method | None, main: TestSet, out: Path) -> list[dict[str, Any] | None]:
-    """d′ of each lesion under a method with one seed, or in the low dose; None where too few lesions found room.
-
-    From what is inserted, noise and what denoising made of both is left: ROIs minus the noise-free image where there is one, else
-    minus the normal dose, whose own noise then counts too. Each slice is seen through channels of its own pixel size.
-    """
-    lesions, sizes = lesions_of(config), roi_sizes(config, main)
-    found: list[tuple[list[NDArray], list[NDArray], list[Pair]]] = [([], [], []) for _ in sizes]
-    for pair in main_test(main):
-        stored = pair.images(main.folder).astype(np.float32)
-        anatomy = stored[2] if pair.has_truth else stored[1]
-        if method is None:
-            plain = stored[0]
-            present = lesion_rois(config, stored[0], main, pair, sizes, lambda hu: hu)
-        else:
-            plain = np.load(denoised_path(method, out, main, pair), allow_pickle=False)
-            with np.load(method.folder(out) / "lesions" / f"{pair.key}.npz", allow_pickle=False) as held:
-                present = [held[key] for key in held.files]
-        for (with_lesion, without, shown), lesion, size, rois in zip(found, lesions, sizes, present, strict=True):
-            places = places_of(config, lesion, pair, main.folder)
-            background = rois_at(anatomy, places, size=size)
-            with_lesion.append(rois - background)
-            without.append(rois_at(plain, places, size=size) - background)
-            shown.extend([pair] * len(places))
-    judged: list[dict[str, Any] | None] = []
-    for (with_lesion, without, shown), lesion, size in zip(found, lesions, sizes, strict=True):
-        patients = [pair.patient for pair in shown]
-        try:
-            one = channelised_hotelling(
-                np.concatenate(with_lesion),
-                np.concatenate(without),
-                channels=_channels(shown, lesion, size),
-                ensembles="paired",
-                patients=patients if len(set(patients)) >= FEWEST_PATIENTS_OF_D_PRIME else None,
-            )
-        except DataError:  # too few lesions found room: no number is better than one that means nothing
-            judged.append(None)
-            continue
-        judged.append(
-            {
-                "lesion": f"{lesion.diameter_mm:g} mm, {lesion.contrast_hu:+g} HU".replace("-", "−"),
-                "d_prime": one.d_prime,
-                "low": one.low,
-                "high": one.high,
-                "auc": one.auc,
-                "n_lesions": one.n_present,
-                "warnings": list(one.warnings),
-            }
-        )
-    return judged
-
-
-def _channels(shown: Sequence[Pair], lesion: Lesion, size: int) -> NDArray[np.float64]:
-    """The channels of each ROI, in units that make responses alike at any pixel size. Shape: (n, y, x, channel)."""
-    of_pixel = {
-        pixel_mm: pixel_mm * laguerre_gauss(size, pixel_mm=pixel_mm, width_mm=lesion.diameter_mm / 2, n_channels=CHANNELS)
-        for pixel_mm in {pair.pixel_mm for pair in shown}
-    }
-    return np.stack([of_pixel[pair.pixel_mm] for pair in shown]) if shown else np.empty((0, size, size, CHANNELS))

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,12 @@ from finegrain.config import Arm, ClassicalArm, LossConfig, PeerArm, StudyArm, S
 from finegrain.denoise import Denoiser, torch_engine
 from finegrain.equaliser import CalibrationSlice, calibrate_equaliser
 from finegrain.evaluate.fidelity import protocol_named
-from finegrain.evaluate.lesion import Lesion, Place, gaussian_transfer, insert, lesion_places, roi_size, rois_at
 from finegrain.evaluate.regions import body_mask
 from finegrain.files import json_safe, slug, whole_file, write_whole
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import file_sha256
 from finegrain.networks.peers import build_peer
 from finegrain.networks.skeleton import STRIDE, ImageNetwork, build_network, count_macs
-from finegrain.pairs.dataset import half_per_mm_of
 from finegrain.pairs.manifest import Pair
 from finegrain.spread import spread
 from finegrain.study.classical import denoise_classically, tune, version_of
@@ -43,8 +40,10 @@ from finegrain.study.kept import (
     kept_of_slice,
     lesions_stamp,
     read_json,
+    rois_stamp,
     stamp_of,
 )
+from finegrain.study.lesions import lesion_rois, roi_sizes
 from finegrain.train.loop import CHECKPOINT, check_run_folder, fit
 
 Progress = Callable[[str, int, int], None]
@@ -55,9 +54,6 @@ Denoise = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 MOST_TUNING_SLICES = 12
 """Validation slices on which a classical method is tuned: one strength needs no more; a default, taken from nowhere."""
-
-LESION_SEED = 0
-"""Of the places of inserted lesions: the same for every method and every run."""
 
 
 @dataclass(frozen=True)
@@ -300,61 +296,14 @@ def denoised_path(method: Method, out: Path, one: TestSet, pair: Pair) -> Path:
     return method.folder(out) / "denoised" / f"{one.key(pair)}.npy"
 
 
-def lesions_of(config: StudyConfig) -> list[Lesion]:
-    """The lesions that are inserted into test slices."""
-    if config.lesions is None:
-        return []
-    both = zip(config.lesions.diameters_mm, config.lesions.contrasts_hu, strict=True)
-    return [Lesion(diameter_mm=diameter, contrast_hu=contrast) for diameter, contrast in both]
-
-
-def places_of(config: StudyConfig, lesion: Lesion, pair: Pair, folder: Path) -> tuple[Place, ...]:
-    """Where a lesion goes in a test slice, found on the reference alone: the same for every method."""
-    assert config.lesions is not None
-    return _places(lesion.diameter_mm, config.lesions.per_slice, pair, folder)
-
-
-@cache  # a search takes a third of a second, and every method asks for the same
-def _places(diameter_mm: float, n: int, pair: Pair, folder: Path) -> tuple[Place, ...]:
-    reference = pair.images(folder)[1].astype(np.float32)
-    return lesion_places(reference, pixel_mm=pair.pixel_mm, diameter_mm=diameter_mm, n=n, seed=LESION_SEED)
-
-
-def with_lesions(hu: NDArray[np.float32], lesion: Lesion, places: tuple[Place, ...], pair: Pair) -> NDArray[np.float32]:
-    """A slice with the lesion at each place, as sharp as the slice's reconstruction kernel would show it. Shape: (y, x)."""
-    half = half_per_mm_of(pair.kernel)
-    mtf = None if half is None else gaussian_transfer(half)
-    for place in places:
-        hu = insert(hu, lesion, place, pixel_mm=pair.pixel_mm, mtf=mtf)
-    return hu.astype(np.float32)
-
-
-def roi_sizes(config: StudyConfig, main: TestSet) -> list[int]:
-    """Pixels along either side of the ROI of each lesion: one size for slices of unlike pixels, which fits the largest."""
-    return [min(roi_size(lesion.diameter_mm, pair.pixel_mm) for pair in main_test(main)) for lesion in lesions_of(config)]
-
-
-def lesion_rois(
-    config: StudyConfig, hu: NDArray[np.float32], main: TestSet, pair: Pair, sizes: list[int], denoise: Denoise
-) -> list[NDArray[np.float64]]:
-    """ROIs around each lesion, one array for each size of lesion, of a slice into which they were inserted before denoising."""
-    found = []
-    for lesion, size in zip(lesions_of(config), sizes, strict=True):
-        places = places_of(config, lesion, pair, main.folder)
-        image = denoise(with_lesions(hu, lesion, places, pair)) if places else hu
-        found.append(rois_at(image, places, size=size))
-    return found
-
-
 def _denoise_lesions(
     config: StudyConfig, method: Method, denoise: Denoise, identity: str, main: TestSet, folder: Path, progress: Progress
 ) -> None:
     """Each test slice once more for each lesion size, inserted before denoising: a network is not linear."""
     target = folder / "lesions"
     target.mkdir(exist_ok=True)
-    assert config.lesions is not None
-    test, sizes = main_test(main), roi_sizes(config, main)
-    stamp = lesions_stamp(config, test, identity)
+    test = main_test(main)
+    sizes, stamp = roi_sizes(config, test), rois_stamp(config, test, identity)
     held = read_json(target / "done.json")
     done: dict[str, str] = held["slices"] if held.get("stamp") == stamp else {}
     write_whole(target / "done.json", json.dumps({"stamp": stamp, "slices": done}))  # first, as in `_denoise_all`
@@ -362,7 +311,7 @@ def _denoise_lesions(
         if done.get(pair.key) == pair.sha256 and (target / f"{pair.key}.npz").is_file():
             continue
         low_dose = pair.images(main.folder)[0].astype(np.float32)
-        rois = lesion_rois(config, low_dose, main, pair, sizes, denoise)
+        rois = lesion_rois(config, low_dose, pair, main.folder, sizes, denoise)
         with whole_file(target / f"{pair.key}.npz") as file:
             np.savez(file, *rois)
         done[pair.key] = pair.sha256

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finegrain.config import StudyConfig
 from finegrain.evaluate.run import REFERENCE
-from finegrain.figures import INPUT, CropView, StudyRow, find_crops
+from finegrain.figures import INPUT, CropView, Detection, StudyRow, find_crops
 from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions
 from finegrain.report import Method as ShownMethod
@@ -61,10 +61,7 @@ def study_page(
             name: bands_in({key: _number(one["mean"]) for key, one in each.items()}) for name, each in results["measures"].items()
         },
         worst=_worst(config, results, methods, facts, main, out),
-        detectability={
-            name: [(one["lesion"], one["d_prime"], one["low"], one["high"]) for one in each]
-            for name, each in results["detectability"].items()
-        },
+        detectability=_detections(results),
         plan=results["plan"],
         qc=[(row[0], f"{row[1]} pairs" + (f" ({row[2]})" if row[2] else "")) for row in results["quality_control"][1:]],
         generalisation=results["generalisation"],
@@ -78,6 +75,17 @@ def study_page(
         config_yaml=(out / "config.yaml").read_text(encoding="utf-8"),
         claims=results["claims"],
     )
+
+
+def _detections(results: Mapping[str, Any]) -> dict[str, dict[str, list[Detection]]]:
+    """Observer → method → d′ of each lesion."""
+    found: dict[str, dict[str, list[Detection]]] = {}
+    for name, each in results["detectability"].items():
+        for one in each:
+            gain = one["gain"] and (one["gain"]["gain"], one["gain"]["low"], one["gain"]["high"])
+            seen = Detection(one["lesion"], one["d_prime"], one["low"], one["high"], gain)
+            found.setdefault(one["observer"], {}).setdefault(name, []).append(seen)
+    return found
 
 
 def _shown_methods(config: StudyConfig) -> list[ShownMethod]:

@@ -218,8 +218,11 @@ def scale_note(config: StudyConfig, pairs: list[Pair]) -> str:
     slices = {side: sum(pair.split == side for pair in pairs) for side in count}
     virtual = sum(pair.patient.startswith("virtual-") for pair in pairs)
     kind = "all are virtual" if virtual == len(pairs) else f"{virtual / len(pairs):.0%} of the slices are virtual"
-    is_small = count["test"] < FEW_PATIENTS or slices["train"] < FEW_SLICES
-    judgement = "This study is small: it shows that the experiment runs, not which method is best. " if is_small else ""
+    judgement = ""
+    if count["test"] < FEW_PATIENTS:
+        judgement = "This study is small: it shows that the experiment runs, not which method is best. "
+    elif slices["train"] < FEW_SLICES:
+        judgement = "Its networks saw few slices: more of them, or more steps, may rank the methods otherwise. "
     times = {1: "once", 2: "twice"}.get(len(config.all_seeds), f"{len(config.all_seeds)} times")
     luck = ", so the tests speak of patients, not of the luck of a training" if len(config.all_seeds) == 1 else ""
     return (

@@ -32,9 +32,10 @@ from finegrain.provenance import write_provenance
 from finegrain.report import render_study
 from finegrain.simulate.fbp import find_kernel
 from finegrain.study.classical import check_installed
+from finegrain.study.detecting import detectability
 from finegrain.study.images import free_names
 from finegrain.study.kept import read_json
-from finegrain.study.measuring import TRUTH, detectability, measure_all
+from finegrain.study.measuring import TRUTH, measure_all
 from finegrain.study.methods import (
     Method,
     Progress,
