@@ -385,7 +385,7 @@ def lesion_section(results: Mapping[str, Any]) -> list[str]:
         "## Can a lesion be found?",
         "d′ of lesions inserted into the low dose, and below it what it is above the low dose's in the same patients, with 95 % "
         "interval (jackknife over patients). The CHO undoes what correlations of noise can be undone and asks what information is "
-        "left. The NPWE cannot, as readers hardly can: noise that the eye sees hides lesions from it, and smoothing helps it. A gain "
+        "left. The NPWE cannot, as readers hardly can: noise that the eye sees hides lesions, smoothing helps. A gain "
         "there alone proves no better image; a loss to the CHO is information lost.",
         table(("method", *(f"{observer}, {lesion}" for observer, lesion in asked)), rows),
     ]
