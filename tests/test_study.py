@@ -6,7 +6,17 @@ import shutil
 import numpy as np
 import pytest
 
-from finegrain.config import Arm, ClassicalArm, NetworkConfig, PairsConfig, PairsInput, PhantomSource, StudyConfig, TrainConfig
+from finegrain.config import (
+    Arm,
+    ClassicalArm,
+    NetworkConfig,
+    PairsConfig,
+    PairsInput,
+    PhantomSource,
+    StudyConfig,
+    TrainConfig,
+    config_of,
+)
 from finegrain.equaliser import BandEqualiser, CalibrationSlice, calibrate_equaliser
 from finegrain.errors import ConfigError, DataError
 from finegrain.evaluate.fidelity import protocol_named
@@ -297,6 +307,13 @@ def wide_study(tmp_path_factory):
                 {"name": "filters", "family": "convolution"},
                 {"name": "plain", "family": "hybrid"},
                 {"name": "ours", "family": "hybrid", "loss": {"weight": 0.05}},
+                {
+                    "name": "wider",
+                    "family": "hybrid",
+                    "network": {"channels": [8, 32, 24], "blocks": [1, 0, 1], "heads": [2, 2]},
+                    "seeds": 1,
+                    "learning_rate": 1e-4,
+                },
                 {"kind": "peer", "name": "RED-CNN", "peer": "RED-CNN", "widths": [4], "seeds": 1},
                 {"kind": "classical", "name": "NLM", "method": "nlm", "strengths": [0.5, 1.0]},
                 {"kind": "classical", "name": "TV", "method": "tv", "strengths": [0.1, 1.0]},
@@ -327,7 +344,12 @@ def test_every_network_is_trained_with_every_seed_and_its_patients_are_means_ove
     _, _, results, _ = wide_study
     made = {(method["name"], method["seed"]) for method in results["methods"]}
     networks = {"filters", "plain", "ours", "ours, λ 0.5"}
-    assert made == {(name, seed) for name in networks for seed in (3, 4)} | {("RED-CNN", 3), ("NLM", None), ("TV", None)}
+    assert made == {(name, seed) for name in networks for seed in (3, 4)} | {
+        ("wider", 3),
+        ("RED-CNN", 3),
+        ("NLM", None),
+        ("TV", None),
+    }
     key = "psnr_db[abdomen-40/400]"
     ours = results["measures"]["ours"][key]
     assert len(set(ours["seed_means"])) == 2
@@ -335,6 +357,20 @@ def test_every_network_is_trained_with_every_seed_and_its_patients_are_means_ove
     assert len(set(results["measures"]["low dose"][key]["seed_means"])) == 1
     assert results["over_seeds"][key]["filters"]["n_seeds"] == 2
     assert results["measures"]["RED-CNN"][key]["seed_means"] == [pytest.approx(results["measures"]["RED-CNN"][key]["mean"])]
+
+
+def test_a_network_of_another_size_stands_beside_the_comparison_on_equal_terms(wide_study):
+    config, folder, results, _ = wide_study
+    about = {one["name"]: one for one in results["methods"]}
+    assert about["wider"]["parameters"] > about["plain"]["parameters"] == about["ours"]["parameters"]
+    assert "wider" in results["measures"] and not any("wider" in claim["claim"] for claim in results["claims"])
+    assert all(set(each) == {"filters", "plain"} for each in results["over_seeds"].values())
+    assert [arm.name for arm in config.own_arms] == ["filters", "plain", "ours"]
+    for name, peak in (("wider", 1e-4), ("plain", config.train.learning_rate)):
+        lines = (folder / "methods" / name / "seed-3" / "losses.jsonl").read_text().splitlines()
+        assert max(json.loads(line)["lr"] for line in lines) == pytest.approx(peak)
+    with pytest.raises(ConfigError, match=r"proposed arm 'wider' is none of .* on equal terms"):
+        config_of(StudyConfig, config.model_dump() | {"proposed": "wider"})
 
 
 def test_the_contender_is_compared_as_the_proposed_network_is(wide_study):

@@ -405,26 +405,35 @@ class TrainingRun(PairsInput):
         return self
 
 
-class Arm(Config):
-    """One network of ours in a study: a family and a loss on the study's skeleton."""
+class TrainedArm(Config):
+    """What a study trains on the same batches as everything else."""
 
-    kind: Literal["network"] = "network"
     name: str
-    family: Literal["convolution", "attention", "hybrid"]
-    loss: LossConfig = LossConfig()
-
-
-class PeerArm(Config):
-    """A network of others, trained on the same batches with the mean squared error."""
-
-    kind: Literal["peer"] = "peer"
-    name: str
-    peer: Literal["RED-CNN", "ResNet", "CTformer"]
-    widths: tuple[int, ...] = Field((), description="Its widths; as published if not given.")
     learning_rate: float | None = Field(None, gt=0, description="Peak learning rate; the study's if not given.")
     seeds: int | None = Field(
         None, ge=1, description="Trained with the first so many of the study's seeds, if it is too costly for all."
     )
+
+
+class Arm(TrainedArm):
+    """One network of ours in a study: a family and a loss on the study's skeleton."""
+
+    kind: Literal["network"] = "network"
+    family: Literal["convolution", "attention", "hybrid"]
+    loss: LossConfig = LossConfig()
+    network: NetworkConfig | None = Field(
+        None,
+        description="A skeleton of its own, e.g. {size: b}, in which the family of the arm goes. Such an arm is not on equal terms "
+        "with the others and stands outside the paper's comparisons, beside networks of others and filters.",
+    )
+
+
+class PeerArm(TrainedArm):
+    """A network of others, trained with the mean squared error."""
+
+    kind: Literal["peer"] = "peer"
+    peer: Literal["RED-CNN", "ResNet", "CTformer"]
+    widths: tuple[int, ...] = Field((), description="Its widths; as published if not given.")
 
 
 class ClassicalArm(Config):
@@ -527,15 +536,18 @@ class StudyConfig(PairsInput):
             yield arm.model_copy(update={"name": f"{arm.name}, {name}", "loss": loss})
 
     @property
+    def own_arms(self) -> tuple[Arm, ...]:
+        """The networks of ours that stand on equal terms: those on the study's skeleton, trained with each of its seeds."""
+        return tuple(arm for arm in self.arms if isinstance(arm, Arm) and arm.network is None and arm.seeds is None)
+
+    @property
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds that each network is trained with."""
         return self.seeds or (self.train.seed,)
 
     def seeds_of(self, arm: StudyArm) -> tuple[int | None, ...]:
         """The seeds that an arm is trained with; None alone for one that is not trained."""
-        if isinstance(arm, ClassicalArm):
-            return (None,)
-        return self.all_seeds[: arm.seeds] if isinstance(arm, PeerArm) else self.all_seeds
+        return (None,) if isinstance(arm, ClassicalArm) else self.all_seeds[: arm.seeds]
 
     def has_lesions(self, seed: int | None) -> bool:
         """Whether lesions are looked for under what is trained with this seed; None for what is not trained."""
@@ -558,9 +570,10 @@ class StudyConfig(PairsInput):
         if len({slug(name) for name in names}) < len(names):
             raise ValueError(f"two arms share a file name, which keeps letters a-z and digits alone: {names}")
         networks = [arm for arm in arms if isinstance(arm, Arm)]
+        on_equal_terms = [arm.name for arm in self.own_arms]
         for what, name in zip(("proposed", "contender"), self.leads, strict=False):
-            if name not in [arm.name for arm in networks]:
-                raise ValueError(f"{what} arm {name!r} is none of {[arm.name for arm in networks]}")
+            if name not in on_equal_terms:
+                raise ValueError(f"{what} arm {name!r} is none of {on_equal_terms}, the networks on equal terms")
         if self.contender == self.proposed:
             raise ValueError(f"the contender {self.contender!r} is the proposed arm itself; name another, or none")
         if len(set(self.all_seeds)) < len(self.all_seeds):

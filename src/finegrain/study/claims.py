@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finegrain.config import Arm, StudyConfig
+from finegrain.config import StudyConfig
 from finegrain.errors import DataError
 from finegrain.evaluate.stats import PairedComparison, relative_improvement
 
@@ -19,7 +19,7 @@ LEAST_GAIN_DB, LEAST_TEXTURE_GAIN = 0.7, 0.08
 
 def comparators(config: StudyConfig) -> list[str]:
     """The networks of ours that the proposed one is compared with in the paper's manner: one family for Holm."""
-    return [arm.name for arm in config.arms if isinstance(arm, Arm) and arm.name != config.proposed]
+    return [arm.name for arm in config.own_arms if arm.name != config.proposed]
 
 
 def judge_claims(
@@ -27,7 +27,7 @@ def judge_claims(
 ) -> list[dict[str, str]]:
     """Each claim of the paper: claim, found, verdict and why. `comparisons`: metric → comparator → proposed − comparator."""
     psnr, ssim = (f"{name}[{config.protocols[0]}]" for name in ("psnr_db", "ssim"))
-    others = [arm for arm in config.arms if isinstance(arm, Arm) and arm.name != config.proposed]
+    others = [arm for arm in config.own_arms if arm.name != config.proposed]
     single = [arm.name for arm in others if arm.family != "hybrid"]
     spatial = [arm.name for arm in others if arm.loss.weight == 0]
     claims = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finegrain.config import Arm, StudyConfig
+from finegrain.config import StudyConfig
 from finegrain.equaliser import BandEqualiser
 
 BLENDS = (0.1, 0.2, 0.3, 0.5)
@@ -52,7 +52,7 @@ def image_label(name: str, seed: int | None) -> str:
 
 def spatial_arm(config: StudyConfig) -> str | None:
     """The arm that the free competitors start from: the hybrid with the spatial loss alone."""
-    return next((arm.name for arm in config.arms if isinstance(arm, Arm) and arm.family == "hybrid" and arm.loss.weight == 0), None)
+    return next((arm.name for arm in config.own_arms if arm.family == "hybrid" and arm.loss.weight == 0), None)
 
 
 def equalised_name(lead: str) -> str:

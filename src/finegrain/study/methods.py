@@ -99,14 +99,15 @@ def untrained(config: StudyConfig, method: Method) -> ImageNetwork:
     if isinstance(method.arm, PeerArm):
         return build_peer(method.arm.peer, *method.arm.widths, seed=method.seed)
     assert isinstance(method.arm, Arm)
-    return build_network(config.network.model_copy(update={"family": method.arm.family}), seed=method.seed)
+    skeleton = method.arm.network or config.network
+    return build_network(skeleton.model_copy(update={"family": method.arm.family}), seed=method.seed)
 
 
 def _settings(config: StudyConfig, method: Method) -> dict[str, Any]:
     """How a method is trained: `train` and `loss`, as `fit` takes them."""
     assert not isinstance(method.arm, ClassicalArm)
     changes: dict[str, Any] = {"seed": method.seed}
-    if isinstance(method.arm, PeerArm) and method.arm.learning_rate is not None:
+    if method.arm.learning_rate is not None:
         changes["learning_rate"] = method.arm.learning_rate
     loss = method.arm.loss if isinstance(method.arm, Arm) else LossConfig()
     return {"train": config.train.model_copy(update=changes), "loss": loss}
