@@ -156,7 +156,7 @@ def evaluation_report() -> EvaluationReport:
             },
             "NPWE": {
                 "low dose": [Detection("5 mm, +15 HU", 1.25, 1.0, 1.5)],
-                "BM3D": [Detection("5 mm, +15 HU", 1.75, 1.5, 2.0, (0.5, 0.31, 0.69))],
+                "BM3D": [Detection("5 mm, +15 HU", 1.75, 1.5, 2.0, (0.5, 0.31, 0.69), True)],
             },
         },
         plan=["0.2 dB would need 9 patients."],

@@ -21,11 +21,12 @@ from finegrain.equaliser import BandEqualiser, CalibrationSlice, calibrate_equal
 from finegrain.errors import ConfigError, DataError
 from finegrain.evaluate.fidelity import protocol_named
 from finegrain.evaluate.regions import body_mask
-from finegrain.evaluate.stats import PairedComparison, compare_paired, compare_with_each
+from finegrain.evaluate.stats import PairedComparison, compare_paired, compare_with_each, holm
 from finegrain.pairs.manifest import read_manifest
 from finegrain.study import run_study
 from finegrain.study.claims import judge, judge_claims
 from finegrain.study.classical import tune
+from finegrain.study.detecting import _gains, _over_seeds
 from finegrain.study.results import scale_note
 
 
@@ -371,6 +372,14 @@ def test_a_network_of_another_size_stands_beside_the_comparison_on_equal_terms(w
         assert max(json.loads(line)["lr"] for line in lines) == pytest.approx(peak)
     with pytest.raises(ConfigError, match=r"proposed arm 'wider' is none of .* on equal terms"):
         config_of(StudyConfig, config.model_dump() | {"proposed": "wider"})
+    filters, plain, *others = config.arms
+    on_all_seeds = config.model_copy(update={"arms": (filters.model_copy(update={"seeds": 2}), plain, *others)})
+    assert on_all_seeds.own_arms[0].name == "filters"
+    faster = config.model_copy(update={"arms": (filters.model_copy(update={"learning_rate": 0.1}), plain, *others)})
+    assert [arm.name for arm in faster.own_arms] == ["plain", "ours"]
+    with pytest.raises(ConfigError, match="family hybrid and its network of attention"):
+        config_of(Arm, {"name": "a", "family": "hybrid", "network": {"size": "b", "family": "attention"}})
+    assert config_of(Arm, {"name": "a", "family": "convolution", "network": {"size": "b"}}).network.family == "convolution"
 
 
 def test_the_contender_is_compared_as_the_proposed_network_is(wide_study):
@@ -422,7 +431,42 @@ def test_strong_lesions_are_detected_under_every_method(wide_study):
     for name, each in detected.items():
         assert [one["observer"] for one in each] == ["CHO", "NPWE"] * 2
         assert all(one["low"] <= one["d_prime"] <= one["high"] and one["d_prime"] > 1 for one in each)
-        assert all((one["gain"] is None) == (name == "low dose" or one["warnings"] == ["few"]) for one in each)
+        assert all((one["gain"] is None) == (name == "low dose") for one in each)
+    better = [one["gain"] for one in detected["normal dose"] if one["observer"] == "CHO"]
+    assert all(gain["low"] < gain["gain"] < gain["high"] and gain["p"] <= gain["holm_p"] and gain["gain"] > 0 for gain in better)
+
+
+def test_another_observer_costs_no_images(study, tmp_path, monkeypatch):
+    config, folder, _, results, _ = study
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in (copy / "detected").iterdir():
+        path.write_text(path.read_text().replace('"d_prime": ', '"d_prime": 9'))
+    assert _run_again(config, copy) == set()
+    assert json.loads((copy / "results.json").read_text())["detectability"] != results["detectability"]
+    for path in (copy / "detected").iterdir():
+        held = json.loads(path.read_text())
+        path.write_text(json.dumps(held | {"stamp": "of another observer"}))
+    assert _run_again(config, copy) == set()  # nothing is trained, denoised or measured
+    assert json.loads((copy / "results.json").read_text())["detectability"] == results["detectability"]
+
+
+def test_gains_of_several_trainings_are_of_their_means_and_holm_counts_what_could_be_judged():
+    def entry(value, *influence, squared=True):
+        held = {"value": value, "squared": squared, "influence": dict(zip("abc", influence, strict=True))} if influence else {}
+        return {"d_prime": max(value, 0) ** 0.5, "low": 0.0, "high": 9.0, "auc": 0.5, "warnings": [], "jackknife": held}
+
+    low_dose = _over_seeds([entry(4.0, 0.0, 0.1, -0.1)])
+    seeds = [entry(9.0, 0.2, -0.1, -0.1), None, entry(-1.0, -0.2, 0.1, 0.1)]  # under the last nothing is found
+    after = _over_seeds(seeds)
+    assert (after["n_trainings"], after["d_prime"]) == (2, 1.5)
+    assert after["jackknife"] == {"value": 4.0, "squared": True, "influence": pytest.approx({"a": 0.0, "b": 0.0, "c": 0.0})}
+    gain, nothing, unknown = _gains([after, None, _over_seeds([entry(1.0)])], [low_dose] * 3)
+    assert (nothing, unknown) == (None, None)
+    assert gain["gain"] == 0 and gain["holm_p"] == gain["p"]
+    assert _over_seeds([None, None]) is None
+    two = _gains([after, _over_seeds([entry(25.0, 0.0, 0.1, -0.1)])], [low_dose] * 2)
+    assert [one["holm_p"] for one in two] == holm([one["p"] for one in two])
 
 
 def test_patients_that_the_networks_are_trained_on_are_no_test_of_generalisation(wide_study):

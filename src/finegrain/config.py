@@ -427,6 +427,16 @@ class Arm(TrainedArm):
         "with the others and stands outside the paper's comparisons, beside networks of others and filters.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_family(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("network"), dict):
+            return values
+        family = values["network"].get("family", values.get("family"))
+        if family != values.get("family"):
+            raise ValueError(f"the arm is of the family {values.get('family')} and its network of {family}; say it once")
+        return values | {"network": values["network"] | {"family": family}}
+
 
 class PeerArm(TrainedArm):
     """A network of others, trained with the mean squared error."""
@@ -537,8 +547,11 @@ class StudyConfig(PairsInput):
 
     @property
     def own_arms(self) -> tuple[Arm, ...]:
-        """The networks of ours that stand on equal terms: those on the study's skeleton, trained with each of its seeds."""
-        return tuple(arm for arm in self.arms if isinstance(arm, Arm) and arm.network is None and arm.seeds is None)
+        """The networks of ours on equal terms: on the study's skeleton, at its learning rate, trained with each of its seeds."""
+        return tuple(arm for arm in self.arms if isinstance(arm, Arm) and self._is_on_equal_terms(arm))
+
+    def _is_on_equal_terms(self, arm: Arm) -> bool:
+        return arm.network is None and arm.learning_rate is None and self.seeds_of(arm) == self.all_seeds
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage, optimize, special, stats
+from scipy import optimize, special, stats
 
 from finegrain.errors import DataError
 from finegrain.evaluate.lesion import Transfer
@@ -60,6 +60,26 @@ CERTAIN_MEAN = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
+class Jackknife:
+    """An estimate, and what each patient has to do with it.
+
+    Attributes:
+        value: d′, or d′² where `squared`: of a Hotelling observer that is the estimate without bias, and may be negative.
+        influence: pseudo-values less their mean, of each patient in the order in which patients were first named.
+        squared: whether value and influence are those of d′².
+    """
+
+    value: float
+    influence: tuple[float, ...]
+    squared: bool
+
+    @property
+    def d_prime(self) -> float:
+        """d′, not below 0 if it comes from its square."""
+        return float(np.sqrt(max(self.value, 0.0))) if self.squared else self.value
+
+
+@dataclass(frozen=True, kw_only=True)
 class Detectability:
     """How well an observer tells lesion-present from lesion-absent images.
 
@@ -72,8 +92,7 @@ class Detectability:
         interval: how low and high were found.
         n_present, n_absent: images.
         warnings: what a reader must know.
-        influence: of each patient on d′, mean 0, in the order in which patients were first named: jackknife pseudo-values less
-            their mean; empty if patients were not named, or d′ of a Hotelling observer is 0. What `detectability_gain` needs.
+        jackknife: over patients, what `detectability_gain` needs; None if they were not named.
     """
 
     d_prime: float
@@ -88,7 +107,7 @@ class Detectability:
     n_present: int
     n_absent: int
     warnings: tuple[str, ...] = ()
-    influence: tuple[float, ...] = ()
+    jackknife: Jackknife | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +128,30 @@ class DetectabilityGain:
     n_patients: int
 
 
-def detectability_gain(
-    after: tuple[float, Sequence[float]], before: tuple[float, Sequence[float]], *, confidence: float = 0.95
-) -> DetectabilityGain:
-    """What a method does to d′, from d′ and influence of the same observer on the same patients' images after and before it.
+def detectability_gain(after: Jackknife, before: Jackknife, *, confidence: float = 0.95) -> DetectabilityGain:
+    """What a method does to d′ of the same observer, from the same patients' images after and before it.
 
-    Patients in whom a lesion is easily found before are those in whom it is after: two intervals of d′ overlap where their
-    difference is certain. This is the jackknife's t interval of the difference, each patient's influences paired. For d′² of a
-    Hotelling observer the influence on d′ is the linear one, pseudo-values over 2d′.
+    Patients in whom a lesion is easily found before are commonly those in whom it is after, so two intervals of d′ can overlap
+    where their difference is certain. This is the t interval of the difference of two jackknives, each patient's influences
+    paired. A difference of d′² is one of d′ times the sum of both d′, which is taken as known.
 
-    Raises: DataError if the influences are of unlike or fewer than three patients.
+    Raises: DataError if the patients are not as many or fewer than three, one is of d′² and the other of d′, a value is not
+        finite, or neither image shows anything of the lesion, so that there is no scale to say a difference in.
     """
-    (d_after, one), (d_before, other) = after, before
+    one, other = np.array(after.influence), np.array(before.influence)
     if len(one) != len(other) or len(one) < FEWEST_PATIENTS:
         raise DataError(
             f"expected the influences of the same {FEWEST_PATIENTS} or more patients, got those of {len(one)} and {len(other)}"
         )
-    difference, n = d_after - d_before, len(one)
-    error = float(np.std(np.subtract(one, other), ddof=1) / np.sqrt(n))
+    if after.squared != before.squared:
+        raise DataError("expected d′ or d′² of both, got one of each: compare an observer with itself")
+    if not np.isfinite([after.value, before.value, *one, *other]).all():
+        raise DataError("expected finite d′ and influences")
+    scale = after.d_prime + before.d_prime if after.squared else 1.0
+    if scale == 0:
+        raise DataError("d′ is 0 after and before: there is no difference to state")
+    difference, n = (after.value - before.value) / scale, len(one)
+    error = float(np.std(one - other, ddof=1) / np.sqrt(n)) / scale
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(difference) / error, n - 1)) if error > 0 else float(difference == 0)
     return DetectabilityGain(gain=difference, low=difference - reach, high=difference + reach, p=p, n_patients=n)
@@ -281,8 +306,7 @@ def channelised_hotelling(
     warnings = []
     if degrees < IMAGES_PER_CHANNEL * n_channels:
         warnings.append(f"few images for {n_channels} channels: {len(v1)} present, {len(v0)} absent")
-    influence: tuple[float, ...] = ()
-    own = 1 + internal_noise**2
+    jackknife, own = None, 1 + internal_noise**2
     if patients is None:
         hotelling = _hotelling(v1, v0, ensembles)
         squared, (low, high) = hotelling.unbiased, hotelling.interval(confidence)
@@ -290,12 +314,12 @@ def channelised_hotelling(
     else:
         labels = _labels(patients)
         squared, low, high, pseudo = _over_patients(v1, v0, labels, confidence)
-        if squared > 0:
-            influence = tuple(float(value) for value in (pseudo - pseudo.mean()) / (2 * np.sqrt(squared * own)))
+        influence = tuple(((pseudo - pseudo.mean()) / own).tolist())
+        jackknife = Jackknife(value=squared / own, influence=influence, squared=True)
         how = f"jackknife over {labels.max() + 1} patients"
         warnings += _few_patients(labels)
     d, low, high = (np.sqrt(max(value, 0) / own) for value in (squared, low, high))
-    return _detectability(d, low, high, squared / own, observer, how, v1, v0, warnings, influence)
+    return _detectability(d, low, high, squared / own, observer, how, v1, v0, warnings, jackknife)
 
 
 @dataclass(frozen=True)
@@ -423,8 +447,8 @@ def non_prewhitening(
         t1, t0 = x1 @ expected_signal.ravel(), x0 @ expected_signal.ravel()
     d, low, high, influence = _jackknife(t1, t0, units, confidence=confidence)
     unit = "images" if units is None else "pairs" if patients is None else "patients"
-    told = () if patients is None else tuple(influence.tolist())
-    return _detectability(d, low, high, d * abs(d), observer, f"jackknife over {unit}", t1, t0, warnings, told)
+    jackknife = None if patients is None else Jackknife(value=d, influence=tuple(influence.tolist()), squared=False)
+    return _detectability(d, low, high, d * abs(d), observer, f"jackknife over {unit}", t1, t0, warnings, jackknife)
 
 
 def non_prewhitening_eye(
@@ -443,7 +467,7 @@ def non_prewhitening_eye(
 
     Args:
         pixel_mm: of all images; for paired images of unlike pixel sizes one for each pair. These are brought onto the pixels of
-            the finest by cubic splines once the eye has seen them: one template in mm fits them all.
+            the finest once the eye has seen them: one template in mm fits them all.
         expected_signal: as `non_prewhitening`; only with one pixel size.
     """
     side = present.shape[-1]
@@ -482,13 +506,19 @@ def non_prewhitening_eye(
 
 
 def _finer(images: NDArray[np.float64], step: float) -> NDArray[np.float64]:
-    """Images on a grid of `step` of their pixels around the same middle pixel, as many as before. Shape: (n, y, x) kept."""
+    """Images at every `step` of their pixels around the same middle pixel, as many as before: their Fourier series there.
+
+    Exact for what the pixels hold; splines would damp noise near the Nyquist frequency, which the eye still sees on coarse pixels.
+
+    Shape: (n, y, x) kept, y = x.
+    """
     if step == 1:
         return images
     side = images.shape[-1]
-    axis = side // 2 + (np.arange(side) - side // 2) * step
-    places = np.meshgrid(axis, axis, indexing="ij")
-    return np.stack([ndimage.map_coordinates(image, places, order=3, mode="mirror") for image in images])
+    places = side // 2 + (np.arange(side) - side // 2) * step
+    waves = np.exp(2j * np.pi * np.outer(places, np.fft.fftfreq(side)))
+    to_places = (waves @ np.fft.fft(np.eye(side)) / side).real
+    return np.einsum("yr,nrc,xc->nyx", to_places, images, to_places, optimize=True)
 
 
 def eye_filter(
@@ -662,7 +692,7 @@ def _detectability(
     ones: ArrayLike,
     zeros: ArrayLike,
     warnings: list[str],
-    influence: tuple[float, ...],
+    jackknife: Jackknife | None,
 ) -> Detectability:
     return Detectability(
         d_prime=float(d),
@@ -677,5 +707,5 @@ def _detectability(
         n_present=len(np.asarray(ones)),
         n_absent=len(np.asarray(zeros)),
         warnings=tuple(warnings),
-        influence=influence,
+        jackknife=jackknife,
     )

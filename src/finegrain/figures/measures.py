@@ -30,13 +30,17 @@ from finegrain.figures.style import (
 
 
 class Detection(NamedTuple):
-    """How well an observer finds a lesion: d′ with its 95 % interval, and `gain`, d′ less that in the input, with its own."""
+    """How well an observer finds a lesion: d′ with its 95 % interval, and `gain`, d′ less that in the input, with its own.
+
+    `is_certain`: whether the gain differs from zero significantly, after Holm over all lesions and observers of the method.
+    """
 
     lesion: str
     d_prime: float
     low: float
     high: float
     gain: tuple[float, float, float] | None = None
+    is_certain: bool = False
 
 
 PerPatient = Mapping[str, Mapping[str, Sequence[float]]]
@@ -323,7 +327,7 @@ def detectability_figure(detectability: Mapping[str, Sequence[Detection]], *, lo
         step = 0.8 / max(len(detectability), 1)
         for index, (name, values) in enumerate(detectability.items()):
             look = looks.get(name, Look(MUTED, "."))
-            for lesion, d_prime, low, high, _ in values:
+            for lesion, d_prime, low, high, *_ in values:
                 if not math.isfinite(d_prime):
                     continue
                 place = lesions.index(lesion) - 0.4 + (index + 0.5) * step

@@ -207,7 +207,7 @@ def _lesion_rows(of_method: Mapping[str, Sequence[Detection]]) -> list[dict[str,
                         "d_prime": number(one.d_prime, 2),
                         "range": f"{number(one.low, 2)} to {number(one.high, 2)}",
                         "gain": one.gain and [number(value, 2, sign=True) for value in one.gain],
-                        "certain": one.gain is not None and one.gain[1] * one.gain[2] > 0,
+                        "certain": one.is_certain,
                     }
                     for one in cells
                 ],

@@ -21,12 +21,14 @@ from finegrain.errors import DataError
 from finegrain.evaluate.lesion import Lesion, rois_at
 from finegrain.evaluate.observer import (
     Detectability,
+    Jackknife,
     channelised_hotelling,
     detectability_gain,
     laguerre_gauss,
     non_prewhitening_eye,
 )
 from finegrain.evaluate.run import REFERENCE
+from finegrain.evaluate.stats import holm
 from finegrain.figures import INPUT
 from finegrain.pairs.manifest import Pair
 from finegrain.study.kept import keep_lesions, kept_lesions, lesions_stamp
@@ -50,7 +52,7 @@ def detectability(
 
     The normal dose is one of them where the noise-free image is known, else it has no noise to find lesions in. `gain` is what
     d′ is above that in the low dose, patient by patient, None where that is not known. With several seeds, d′, its interval and
-    the influences of the patients are means over them.
+    its jackknife are means over them.
     """
     test = main_test(main)
     stored = [INPUT, REFERENCE] if all(pair.has_truth for pair in test) else [INPUT]
@@ -66,10 +68,11 @@ def detectability(
     means = {name: [_over_seeds(each) for each in zip(*seeds, strict=True)] for name, seeds in judged.items()}
     results: dict[str, list[dict[str, Any]]] = {}
     for name, entries in means.items():
-        for entry, before in zip(entries, means[INPUT], strict=True):
+        gains = [None] * len(entries) if name == INPUT else _gains(entries, means[INPUT])
+        for entry, gain in zip(entries, gains, strict=True):
             if entry is not None:
-                shown = {key: value for key, value in entry.items() if key != "influence"}
-                results.setdefault(name, []).append(shown | {"gain": None if name == INPUT else _gain(entry, before)})
+                shown = {key: value for key, value in entry.items() if key != "jackknife"}
+                results.setdefault(name, []).append(shown | {"gain": gain})
     return results
 
 
@@ -97,26 +100,39 @@ def _kept_or_judged(
 
 
 def _over_seeds(entries: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Means over the trainings in which a lesion could be judged."""
+    """Means over the trainings under which a lesion could be judged."""
     each = [one for one in entries if one is not None]
     if not each:
         return None
-    of_seeds = [one["influence"] for one in each]
-    influence = {patient: float(np.mean([one.get(patient, np.nan) for one in of_seeds])) for patient in of_seeds[0]}
     warnings = sorted({warning for one in each for warning in one["warnings"]})
     means = {key: float(np.mean([one[key] for one in each])) for key in MEANS}
-    return each[0] | means | {"influence": influence, "warnings": warnings, "n_trainings": len(each)}
+    jackknife: dict[str, Any] = {}
+    if all(one["jackknife"] for one in each):  # the same patients: places are the same for every training
+        kept = [one["jackknife"] for one in each]
+        influence = {patient: float(np.mean([one["influence"][patient] for one in kept])) for patient in kept[0]["influence"]}
+        jackknife = kept[0] | {"value": float(np.mean([one["value"] for one in kept])), "influence": influence}
+    return each[0] | means | {"jackknife": jackknife, "warnings": warnings, "n_trainings": len(each)}
 
 
-def _gain(after: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """d′ less that in the low dose, with its interval."""
-    if before is None or after["influence"].keys() != before["influence"].keys():
+def _gains(after: Sequence[dict[str, Any] | None], before: Sequence[dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """d′ of each lesion to each observer less that in the low dose, with its interval; `holm_p` is over all of one method's."""
+    found = [_gain(*both) for both in zip(after, before, strict=True)]
+    corrected = iter(holm([one["p"] for one in found if one is not None]))
+    return [None if one is None else one | {"holm_p": next(corrected)} for one in found]
+
+
+def _gain(after: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if after is None or before is None or not (after["jackknife"] and before["jackknife"]):
         return None
-    influences = [[one["influence"][patient] for patient in before["influence"]] for one in (after, before)]
     try:
-        return asdict(detectability_gain((after["d_prime"], influences[0]), (before["d_prime"], influences[1])))
-    except DataError:  # too few patients for an interval
+        return asdict(detectability_gain(_jackknife(after), _jackknife(before)))
+    except DataError:  # nothing of the lesion is left, after and before
         return None
+
+
+def _jackknife(entry: Mapping[str, Any]) -> Jackknife:
+    held = entry["jackknife"]
+    return Jackknife(value=held["value"], influence=tuple(held["influence"].values()), squared=held["squared"])
 
 
 def _judged(config: StudyConfig, main: TestSet, look: Look) -> list[dict[str, Any] | None]:
@@ -154,10 +170,18 @@ def _judged(config: StudyConfig, main: TestSet, look: Look) -> list[dict[str, An
                     **{key: getattr(one, key) for key in MEANS},
                     "n_lesions": one.n_present,
                     "warnings": list(one.warnings),
-                    "influence": dict(zip(patients, one.influence, strict=True)) if one.influence else {},
+                    "jackknife": _named_jackknife(one.jackknife, patients),
                 }
             )
     return judged
+
+
+def _named_jackknife(jackknife: Jackknife | None, patients: Sequence[str]) -> dict[str, Any]:
+    """What is kept of it; nothing where there were too few patients for one."""
+    if jackknife is None:
+        return {}
+    influence = dict(zip(patients, jackknife.influence, strict=True))
+    return {"value": jackknife.value, "squared": jackknife.squared, "influence": influence}
 
 
 def _named(shown: Sequence[Pair]) -> list[str] | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from finegrain.config import StudyConfig
 from finegrain.evaluate.run import REFERENCE
+from finegrain.evaluate.stats import ALPHA
 from finegrain.figures import INPUT, CropView, Detection, StudyRow, find_crops
 from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions
@@ -83,7 +84,8 @@ def _detections(results: Mapping[str, Any]) -> dict[str, dict[str, list[Detectio
     for name, each in results["detectability"].items():
         for one in each:
             gain = one["gain"] and (one["gain"]["gain"], one["gain"]["low"], one["gain"]["high"])
-            seen = Detection(one["lesion"], one["d_prime"], one["low"], one["high"], gain)
+            certain = one["gain"] is not None and one["gain"]["holm_p"] < ALPHA
+            seen = Detection(one["lesion"], one["d_prime"], one["low"], one["high"], gain, certain)
             found.setdefault(one["observer"], {}).setdefault(name, []).append(seen)
     return found
 

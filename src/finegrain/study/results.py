@@ -24,7 +24,8 @@ from finegrain.study.methods import Method, TestSet
 Better = Literal["higher", "lower", "one"]
 
 FEW_PATIENTS, FEW_SLICES = 20, 5000
-"""With fewer test patients or training slices than these, both ours, a study shows that it runs and no more."""
+"""With fewer test patients than these a study shows that it runs and no more; with fewer training slices, how networks rank that
+saw as few. Both ours."""
 
 WORST_OF_PROPOSED = 4
 """Slices on which the proposed network did worst that are shown; of each other network, one."""
@@ -223,7 +224,9 @@ def scale_note(config: StudyConfig, pairs: list[Pair]) -> str:
         judgement = "This study is small: it shows that the experiment runs, not which method is best. "
     elif slices["train"] < FEW_SLICES:
         judgement = "Its networks saw few slices: more of them, or more steps, may rank the methods otherwise. "
-    times = {1: "once", 2: "twice"}.get(len(config.all_seeds), f"{len(config.all_seeds)} times")
+    trained = {arm.name: len(config.seeds_of(arm)) for arm in config.all_arms if arm.kind != "classical"}
+    fewer = [f"{name} {_times(n)}" for name, n in trained.items() if n < len(config.all_seeds)]
+    times = _times(len(config.all_seeds)) + (f" ({', '.join(fewer)})" if fewer else "")
     luck = ", so the tests speak of patients, not of the luck of a training" if len(config.all_seeds) == 1 else ""
     return (
         f"{judgement}{slices['train']:,} training slices of {count['train']} patients, {slices['validation']:,} validation "
@@ -231,6 +234,10 @@ def scale_note(config: StudyConfig, pairs: list[Pair]) -> str:
         f"{times}, for {config.train.steps:,} steps of {config.train.batch} patches of {config.train.patch}² pixels{luck}. "
         "The paper used 52,000 pairs."
     )
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
 def _group_means(
