@@ -391,7 +391,7 @@ def test_the_contender_is_compared_as_the_proposed_network_is(wide_study):
     assert forth["mean"] == pytest.approx(-back["mean"])
     assert forth["n_comparisons"] == len(contender["families"]["paper"])
     assert contender["over_seeds"][key]["ours"]["n_seeds"] == 2
-    assert set(contender["equivalence"]) == {"plain", "ours", "RED-CNN", "NLM", "TV"}
+    assert set(contender["equivalence"]) == {"plain", "ours", "wider", "RED-CNN", "NLM", "TV"}
     apart = results["measures"]["filters"][key]["mean"] - results["measures"]["RED-CNN"][key]["mean"]
     assert contender["comparisons"][key]["RED-CNN"]["mean"] == pytest.approx(apart)
     assert "“filters” against “ours” in PSNR" in page
