@@ -168,8 +168,8 @@ def document(
         table(("factor", "condition", "trained on", "patients", "input [dB]", *shown_of(results)), unseen),
         *real_section(real),
         "## Training",
-        "All saw the same number of patches. For networks of others that is far fewer than they were published with: how they stand "
-        "after a long training is another question, which this page does not answer.",
+        "All saw the same number of patches. For networks of others that is far fewer than they were published with: how they "
+        "stand after a long training is another question, which this page does not answer.",
         table(("network", "best step, by seed", "minutes, mean"), training),
         "![RMSE on the validation pairs](images/results-curves.png)",
     ]
