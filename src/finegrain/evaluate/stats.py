@@ -344,7 +344,7 @@ class RelativeImprovement:
         interval = "no interval" if math.isnan(low) else f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
         words = "better" if self.value >= 0 else "worse"
         p = f", permutation p = {self.permutation_p:.3g}"
-        return f"{abs(100 * self.value):.1f} % {words}, {interval} ({_patients(self.n)}{p})"
+        return f"{abs(100 * self.value):.1f} % {words}, {interval} ({_patients(self.n)}{p})".replace(" -", " −")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the words, fit for JSON: what is not finite becomes None."""
