@@ -171,3 +171,15 @@ def test_the_domain_gap_is_one_of_patients_not_of_slices():
     goal = tool.gap_goal({"slices": slices})
     assert goal.measured.startswith("+0.500 dB, from +0.000 to +1.000 dB over 2 patients, 31 slices")
     assert goal.verdict == "**missed**, not certain"
+
+
+def test_size_b_is_better_than_the_peer_for_certain_only_where_the_tests_say_so():
+    results = made(**{tool.PSNR: {tool.CONVOLUTION: 0.5}})
+    assert tool.large_goals(results) == []
+    for name, like in ((tool.LARGE, tool.CONVOLUTION), (tool.PEER, tool.ATTENTION)):
+        for part in ("per_patient", "measures"):
+            results[part][name] = results[part][like]
+        results["methods"].append({"name": name, "macs_per_512": 1e9})
+    assert tool.large_goals(results)[1].endswith("| reached |")
+    results["per_patient"][tool.PEER] = results["per_patient"][tool.LARGE]
+    assert tool.large_goals(results)[1].endswith("| **missed**, not certain |")

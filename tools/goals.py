@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from finegrain.errors import DataError
-from finegrain.evaluate.stats import ALPHA, compare_paired, relative_improvement
+from finegrain.evaluate.stats import ALPHA, RelativeImprovement, compare_paired, relative_improvement
+from finegrain.study.images import equalised_name, told_the_dose
 
 PSNR, SSIM = "psnr_db[abdomen-40/400]", "ssim[abdomen-40/400]"
 RATIO, COHERENCE, TRUTH = (f"{name}[fine_texture]" for name in ("hf_ratio", "hf_coherence", "hf_coherence_truth"))
@@ -154,19 +155,26 @@ def large_goals(results: Mapping[str, Any]) -> list[str]:
     low, high = (signed(value, 3) for value in (found.interval_low, found.interval_high))
     text = f"{signed(found.mean, 3)} [{low}, {high}], p = {found.wilcoxon_p:.2g}; 1/{macs_over(results, PEER, LARGE):.0f} "
     text += f"of its MACs; {trainings(results, LARGE)} against {trainings(results, PEER)}"
-    goal = Goal.judged(f"PSNR [dB] against {PEER}", "better", text, reached=found.mean > 0, certain=is_significant(found.to_dict()))
+    goal = Goal.judged(f"PSNR [dB] against {PEER}", "better", text, reached=found.mean > 0, certain=found.is_significant())
     return [f"**{LARGE}**, which is larger than the others of ours:", goal_table([goal])]
 
 
+def improvement(results: Mapping[str, Any], key: str, name: str, other: str) -> RelativeImprovement:
+    """By what part a measure of a method is lower than another's, over the patients that both have.
+
+    Raises: DataError if one of them is not positive.
+    """
+    ours, theirs = (results["per_patient"][each][key] for each in (name, other))
+    patients = sorted(ours.keys() & theirs.keys())
+    return relative_improvement([ours[patient] for patient in patients], [theirs[patient] for patient in patients])
+
+
 def _texture_goals(results: Mapping[str, Any]) -> Iterable[Goal]:
-    ours = results["per_patient"][results["proposed"]]["texture_index"]
     for name, least in {CONVOLUTION: PAPER_TEXTURE_GAIN, ATTENTION: PAPER_TEXTURE_GAIN, SPATIAL: 0.0}.items():
-        theirs, what = results["per_patient"][name]["texture_index"], f"texture index against {name}"
-        goal = f"≥ {100 * least:.0f} % better" if least else "better"
+        what, goal = f"texture index against {name}", f"≥ {100 * least:.0f} % better" if least else "better"
         absolute = f"difference {difference(results, 'texture_index', name, 4)}"
-        patients = sorted(ours.keys() & theirs.keys())
         try:
-            gain = relative_improvement([ours[patient] for patient in patients], [theirs[patient] for patient in patients])
+            gain = improvement(results, "texture_index", results["proposed"], name)
         except DataError:  # an index of 0: nothing to be a part of
             yield Goal(what, goal, absolute, "–")
             continue
@@ -194,12 +202,9 @@ def _energy_goals(results: Mapping[str, Any]) -> Iterable[Goal]:
         text += f" at an energy ratio of {number(results['measures'][name][RATIO]['mean'], 3)}"
         what = f"cost of full energy in the band above 10·log10(2/(1+R)), {name}"
         yield Goal.at_most(what, f"≤ {MOST_COST_DB:g} dB", text, value=mean, interval=interval, most=MOST_COST_DB)
-    theirs = results["per_patient"][SPATIAL]["nps_log_distance"]
     for name in equalised_of(proposed):
-        ours = results["per_patient"][name]["nps_log_distance"]
-        patients = sorted(ours.keys() & theirs.keys())
-        found = relative_improvement([ours[patient] for patient in patients], [theirs[patient] for patient in patients])
-        share, interval = 1 - found.value, (1 - found.interval_high, 1 - found.interval_low)
+        gain = improvement(results, "nps_log_distance", name, SPATIAL)
+        share, interval = 1 - gain.value, (1 - gain.interval_high, 1 - gain.interval_low)
         text = f"{number(share, 2)} [{number(interval[0], 2)}, {number(interval[1], 2)}]"
         what = f"NPS log-distance, {name}, over that of {SPATIAL}"
         yield Goal.at_most(what, "≤ 0.5", text, value=share, interval=interval, most=0.5)
@@ -207,7 +212,8 @@ def _energy_goals(results: Mapping[str, Any]) -> Iterable[Goal]:
 
 def equalised_of(name: str) -> tuple[str, str]:
     """What a network is called with its equaliser, and with one that is told the dose."""
-    return f"{name}, equalised", f"{name}, equalised, dose told"
+    equalised = equalised_name(name)
+    return equalised, told_the_dose(equalised)
 
 
 def _coherence_goals(results: Mapping[str, Any]) -> Iterable[Goal]:
