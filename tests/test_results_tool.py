@@ -174,9 +174,9 @@ def test_the_domain_gap_is_one_of_patients_not_of_slices():
 
 
 def test_size_b_is_better_than_the_peer_for_certain_only_where_the_tests_say_so():
-    results = made(**{tool.PSNR: {tool.CONVOLUTION: 0.5}})
+    results = made(**{tool.PSNR: {OURS: 0.5}})
     assert tool.large_goals(results) == []
-    for name, like in ((tool.LARGE, tool.CONVOLUTION), (tool.PEER, tool.ATTENTION)):
+    for name, like in ((tool.LARGE, OURS), (tool.PEER, tool.ATTENTION)):
         for part in ("per_patient", "measures"):
             results[part][name] = results[part][like]
         results["methods"].append({"name": name, "macs_per_512": 1e9})
