@@ -381,7 +381,11 @@ def test_an_improvement_is_worded_with_the_interval_that_n_deserves():
     few, many = (relative_improvement(*indices(n, 0.9), **QUICK) for n in (8, 25))
     assert f"{100 * few.fieller_low:.1f} to" in few.in_words() and "read Fieller's interval" in few.warnings[0]
     assert f"{100 * many.interval_low:.1f} to" in many.in_words() and many.warnings == ()
-    assert "worse" in relative_improvement(*indices(25, 1.2), **QUICK).in_words()
+    worse, neither = (relative_improvement(*indices(25, ratio), **QUICK) for ratio in (1.2, 0.97))
+    ends = f"{-100 * worse.interval_high:.1f} to {-100 * worse.interval_low:.1f} %"
+    assert f" % worse, 95 % interval {ends} (" in worse.in_words()
+    ends = f"{-100 * neither.interval_low:.1f} % worse to {100 * neither.interval_high:.1f} % better"
+    assert f"95 % interval {ends} (" in neither.in_words()
     for n in (0, 1, 2):
         json.dumps(relative_improvement(*indices(n, 0.9), **QUICK).to_dict(), allow_nan=False)
     with pytest.raises(DataError, match="positive"):

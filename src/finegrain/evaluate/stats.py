@@ -339,16 +339,25 @@ class RelativeImprovement:
         """
         if math.isnan(self.value):
             return f"no improvement can be stated: {self.reason}"
-        few = self.n < BCA_FROM
-        low, high = (self.fieller_low, self.fieller_high) if few else (self.interval_low, self.interval_high)
-        interval = "no interval" if math.isnan(low) else f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-        words = "better" if self.value >= 0 else "worse"
-        p = f", permutation p = {self.permutation_p:.3g}"
-        return f"{abs(100 * self.value):.1f} % {words}, {interval} ({_patients(self.n)}{p})".replace(" -", " −")
+        low, high = (self.fieller_low, self.fieller_high) if self.n < BCA_FROM else (self.interval_low, self.interval_high)
+        interval = "no interval" if math.isnan(low) else f"95 % interval {_better_or_worse_between(low, high)}"
+        return f"{_better_or_worse(self.value)}, {interval} ({_patients(self.n)}, permutation p = {self.permutation_p:.3g})"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the words, fit for JSON: what is not finite becomes None."""
         return {**json_safe(asdict(self)), "in_words": self.in_words()}
+
+
+def _better_or_worse(part: float) -> str:
+    return f"{abs(100 * part):.1f} % {'better' if part >= 0 else 'worse'}"
+
+
+def _better_or_worse_between(low: float, high: float) -> str:
+    """Of one direction without its sign, as the value before it has none; each end in words where they go both ways."""
+    if low < 0 <= high:
+        return f"{_better_or_worse(low)} to {_better_or_worse(high)}"
+    near, far = sorted((abs(100 * low), abs(100 * high)))
+    return f"{near:.1f} to {far:.1f} %"
 
 
 def relative_improvement(

@@ -20,6 +20,7 @@ from finegrain.config import StudyConfig
 from finegrain.errors import DataError
 from finegrain.evaluate.lesion import Lesion, rois_at
 from finegrain.evaluate.observer import (
+    FEWEST_PATIENTS,
     Detectability,
     Jackknife,
     channelised_hotelling,
@@ -38,9 +39,6 @@ from finegrain.study.methods import Method, TestSet, denoised_path, main_test
 CHANNELS = 5
 """Laguerre–Gauss channels of the CHO, as wide as half the lesion."""
 
-FEWEST_PATIENTS_OF_D_PRIME = 3
-"""Test patients below which the interval of d′ speaks of the images alone."""
-
 MEANS = ("d_prime", "low", "high", "auc")
 """What is averaged over seeds."""
 
@@ -55,10 +53,11 @@ def detectability(
     its jackknife are means over them.
     """
     test = main_test(main)
+    sizes = roi_sizes(config, test)
     stored = [INPUT, REFERENCE] if all(pair.has_truth for pair in test) else [INPUT]
     judged: dict[str, list[list[dict[str, Any] | None]]] = {}
     for name in stored:
-        judged[name] = [_kept_or_judged(config, name, name, main, out, partial(_stored, name, config, main))]
+        judged[name] = [_kept_or_judged(config, name, name, main, out, partial(_stored, name, config, main, sizes))]
     for method in methods:
         if config.has_lesions(method.seed):
             seen = _kept_or_judged(
@@ -80,9 +79,11 @@ Look = Callable[[Pair], tuple[NDArray, list[NDArray[np.float64]]]]
 """A test slice → its image without lesions in HU, and the ROIs around the lesions of each size, inserted before denoising."""
 
 
-def _stored(name: str, config: StudyConfig, main: TestSet, pair: Pair) -> tuple[NDArray, list[NDArray[np.float64]]]:
+def _stored(
+    name: str, config: StudyConfig, main: TestSet, sizes: list[int], pair: Pair
+) -> tuple[NDArray, list[NDArray[np.float64]]]:
     hu = pair.images(main.folder)[0 if name == INPUT else 1].astype(np.float32)
-    return hu, lesion_rois(config, hu, pair, main.folder, roi_sizes(config, main_test(main)), lambda image: image)
+    return hu, lesion_rois(config, hu, pair, main.folder, sizes, lambda image: image)
 
 
 def _denoised(method: Method, main: TestSet, out: Path, pair: Pair) -> tuple[NDArray, list[NDArray[np.float64]]]:
@@ -187,7 +188,7 @@ def _named_jackknife(jackknife: Jackknife | None, patients: Sequence[str]) -> di
 def _named(shown: Sequence[Pair]) -> list[str] | None:
     """The patient of each ROI; None if there are too few to tell how far they differ."""
     patients = [pair.patient for pair in shown]
-    return patients if len(set(patients)) >= FEWEST_PATIENTS_OF_D_PRIME else None
+    return patients if len(set(patients)) >= FEWEST_PATIENTS else None
 
 
 def _hotelling(present: NDArray, absent: NDArray, shown: Sequence[Pair], lesion: Lesion, size: int) -> Detectability:
