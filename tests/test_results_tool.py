@@ -94,12 +94,14 @@ def test_the_energy_verdict_rounds_nothing():
 
 def test_texture_noise_and_coherence_are_judged_against_the_right_comparator():
     results = made(
-        texture_index={OURS: -0.03},
+        texture_index={OURS: -0.03, EQUALISED: -0.05, TOLD: -0.01},
         nps_log_distance={EQUALISED: -0.4, TOLD: -0.2},
         **{tool.TRUTH: {OURS: 0.02, EQUALISED: 0.01}},
     )
     found = verdicts(results)
     assert found["texture index against attention only"] == "reached"
+    assert found[f"texture index, {EQUALISED}, against convolution only"] == "reached"
+    assert found[f"texture index, {TOLD}, against convolution only"] == "**missed**"
     assert found[f"NPS log-distance, {EQUALISED}, over that of hybrid, spatial loss"] == "reached"
     assert found[f"NPS log-distance, {TOLD}, over that of hybrid, spatial loss"] == "**missed**"
     assert found[f"coherence with truth, {OURS}"] == "reached"
