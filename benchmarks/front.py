@@ -2,7 +2,8 @@
 
 Run: python benchmarks/front.py STORE --work WORK [--arms NAME …] [--seeds 0 1] [--steps 2000] [--json FILE] [--figure FILE]
 STORE is what `finegrain pairs configs/pairs-lab.yaml` builds. Every arm is trained by `fit` with the same steps, batches and
-seeds; a run that is in WORK already is not done again, one that was stopped goes on. Beside each network stand the two free
+seeds; a run that is in WORK already is not done again, one that was stopped goes on. An arm that is taught by another learns from
+what that made of the training slices, mixed with their normal dose. Beside each network stand the two free
 competitors that start from it: the blend (a share of the input added back) and the band equaliser, calibrated on validation pairs.
 Energy and coherence are those above 0.4 Nyquist in fine texture; means over patients, then over seeds. Intervals are of the paired
 differences to the first arm given, over patients (bootstrap, 95 %), seeds averaged before.
@@ -11,6 +12,7 @@ differences to the first arm given, over patients (bootstrap, 95 %), seeds avera
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ from finegrain.networks.card import file_sha256
 from finegrain.networks.skeleton import STRIDE, build_network
 from finegrain.pairs.manifest import Pair, read_manifest
 from finegrain.simulate.fbp import find_kernel
+from finegrain.study.methods import save_array
 from finegrain.train.loop import fit
 
 PROTOCOL, BAND = protocol_named("abdomen-40/400"), Band()
@@ -49,6 +52,7 @@ class Idea:
     """One arm: a family, a loss, and what of the training differs."""
 
     family: str = "hybrid"
+    size: str = "s"
     loss: LossConfig = LossConfig()
     patch: int = 64
     batch: int = 8
@@ -58,7 +62,13 @@ class Idea:
     """Whether the answer is the mean over the eight turns and flips of the slice."""
     told: bool = False
     """Whether the network is told dose and kernel."""
+    teacher: str = ""
+    """The arm whose answers are mixed into the normal dose that it is trained to give."""
+    taught: float = 0.0
+    """The share of those answers."""
 
+
+GEOMETRIC = LossConfig(average="geometric")
 
 IDEAS = {
     "hybrid": Idea(),
@@ -70,14 +80,20 @@ IDEAS = {
     "coefficient 0.3": Idea(loss=LossConfig(weight=0.3)),
     "adaptive 0.05": Idea(loss=LossConfig(weight=0.05, mode="adaptive")),
     "energy 0.05, gated": Idea(loss=LossConfig(weight=0.05, mode="energy", smooth_gate=1.6)),
-    "geometric": Idea(loss=LossConfig(average="geometric")),
+    "geometric": Idea(loss=GEOMETRIC),
+    "size b": Idea(size="b", loss=GEOMETRIC),
+    "taught by b, half": Idea(loss=GEOMETRIC, teacher="size b", taught=0.5),
+    "taught by b": Idea(loss=GEOMETRIC, teacher="size b", taught=1.0),
     "band of the kernel": Idea(loss=LossConfig(weight=0.05, band=(0.4, 1.0), band_unit="kernel")),
     "patches of 128": Idea(patch=128, batch=2),
 }
 
 
-def train(idea: Idea, pairs: list[Pair], store: Path, run: Path, *, steps: int, seed: int) -> Denoiser:
+def trained(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *, steps: int) -> Denoiser:
     """The network of an arm, the averaged weights that did best on the validation pairs."""
+    idea = IDEAS[name]
+    if idea.teacher:
+        pairs, store = with_answers(name, seed, pairs, store, work, steps=steps), work
     settings = TrainConfig(
         steps=steps,
         batch=idea.batch,
@@ -89,9 +105,37 @@ def train(idea: Idea, pairs: list[Pair], store: Path, run: Path, *, steps: int, 
         threads=torch.get_num_threads(),
         seed=seed,
     )
-    network = build_network(NetworkConfig(size="s", family=idea.family), seed=seed)  # type: ignore[call-arg, arg-type]
-    trained = fit(network, pairs, store, train=settings, loss=idea.loss, run_folder=run).network
-    return Denoiser(torch_engine(trained), hu_range=trained.hu_range, stride=STRIDE, takes_acquisition=True)
+    network = build_network(NetworkConfig(size=idea.size, family=idea.family), seed=seed)  # type: ignore[call-arg, arg-type]
+    best = fit(network, pairs, store, train=settings, loss=idea.loss, run_folder=run_of(name, seed, work, steps=steps)).network
+    return Denoiser(torch_engine(best), hu_range=best.hu_range, stride=STRIDE, takes_acquisition=True)
+
+
+def run_of(name: str, seed: int, work: Path, *, steps: int) -> Path:
+    """Where the training of an arm lies."""
+    return work / f"{slug(IDEAS[name].trained_as or name)}-{steps}-{seed}"
+
+
+def with_answers(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *, steps: int) -> list[Pair]:
+    """The pairs that an arm which is taught is trained on, written below WORK; those for validation are as they were."""
+    idea = IDEAS[name]
+    teacher = trained(idea.teacher, seed, pairs, store, work, steps=steps)
+    answers, mixed = (run_of(each, seed, work, steps=steps) / "slices" for each in (idea.teacher, name))
+    answers.mkdir(exist_ok=True)
+    mixed.mkdir(parents=True, exist_ok=True)
+    found = []
+    for pair in (pair for pair in pairs if pair.split != "test"):
+        low_dose, target = pair.images(store)[:2].astype(np.float32)
+        if pair.split == "train":
+            answer = answers / f"{pair.sha256}.npy"
+            if not answer.is_file():
+                save_array(answer, teacher.denoise_slice(low_dose))
+            target = idea.taught * np.load(answer) + (1 - idea.taught) * target
+        images = np.rint([[low_dose, target]]).astype(np.int16)
+        path = mixed / f"{pair.sha256}.npy"
+        save_array(path, images)
+        changed = {"shard": str(path.relative_to(work)), "index": 0, "has_truth": False}
+        found.append(pair.model_copy(update=changed | {"sha256": hashlib.sha256(images.tobytes()).hexdigest()}))
+    return found
 
 
 def denoise(denoiser: Denoiser, hu: NDArray[np.float32], idea: Idea, pair: Pair) -> NDArray[np.float32]:
@@ -133,10 +177,10 @@ def measured(
 def rows_of(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *, steps: int) -> dict[str, dict[str, list[float]]]:
     """{image: {patient: mean measures}} of one arm and seed; kept in WORK for the weights that they belong to."""
     idea = IDEAS[name]
-    run = work / f"{slug(idea.trained_as or name)}-{steps}-{seed}"
-    denoiser = train(idea, pairs, store, run, steps=steps, seed=seed)
+    denoiser = trained(name, seed, pairs, store, work, steps=steps)
     kept = work / f"{slug(name)}-{steps}-{seed}.json"
-    weights = [file_sha256(run / "best.safetensors"), file_sha256(Path(finegrain.equaliser.__file__))]
+    best = run_of(name, seed, work, steps=steps) / "best.safetensors"
+    weights = [file_sha256(best), file_sha256(Path(finegrain.equaliser.__file__))]
     held = json.loads(kept.read_text()) if kept.is_file() else {}
     if held.get("weights") != weights:
         found: dict[str, dict[str, list[tuple[float, ...]]]] = defaultdict(lambda: defaultdict(list))
