@@ -56,6 +56,13 @@ class Idea:
     loss: LossConfig = LossConfig()
     patch: int = 64
     batch: int = 8
+    ema: float = 0.998
+    times: int = 1
+    """Of the steps of the others."""
+    doses: tuple[float, float] | None = None
+    """Between which every patch gets a dose of its own."""
+    kernels: tuple[str, ...] = ()
+    """The training pairs with these alone."""
     trained_as: str = ""
     """The arm whose network is taken, where only its use differs."""
     turned: bool = False
@@ -81,6 +88,10 @@ IDEAS = {
     "adaptive 0.05": Idea(loss=LossConfig(weight=0.05, mode="adaptive")),
     "energy 0.05, gated": Idea(loss=LossConfig(weight=0.05, mode="energy", smooth_gate=1.6)),
     "geometric": Idea(loss=GEOMETRIC),
+    "geometric, no averaging": Idea(loss=GEOMETRIC, ema=0.0),
+    "geometric, four times the steps": Idea(loss=GEOMETRIC, times=4),
+    "geometric, doses mixed": Idea(loss=GEOMETRIC, doses=(0.1, 0.9)),
+    "geometric, one kernel": Idea(loss=GEOMETRIC, kernels=("B30f",)),
     "size b": Idea(size="b", loss=GEOMETRIC),
     "taught by b, half": Idea(loss=GEOMETRIC, teacher="size b", taught=0.5),
     "taught by b": Idea(loss=GEOMETRIC, teacher="size b", taught=1.0),
@@ -94,13 +105,16 @@ def trained(name: str, seed: int, pairs: list[Pair], store: Path, work: Path, *,
     idea = IDEAS[name]
     if idea.teacher:
         pairs, store = with_answers(name, seed, pairs, store, work, steps=steps), work
+    if idea.kernels:
+        pairs = [pair for pair in pairs if pair.split != "train" or pair.kernel in idea.kernels]
     settings = TrainConfig(
-        steps=steps,
+        steps=idea.times * steps,
         batch=idea.batch,
         patch=idea.patch,
+        doses=idea.doses,
         learning_rate=0.002,
         warmup=100,
-        ema=0.998,
+        ema=idea.ema,
         validate_every=1000,
         threads=torch.get_num_threads(),
         seed=seed,

@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from finegrain.config import LossConfig, NetworkConfig, PairsConfig, StudyConfig, TrainingRun, load_config, save_config
+from finegrain.config import (
+    LossConfig,
+    NetworkConfig,
+    PairsConfig,
+    StudyConfig,
+    TrainConfig,
+    TrainingRun,
+    load_config,
+    save_config,
+)
 from finegrain.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -48,6 +57,7 @@ def _study(**changes):
         (lambda: NetworkConfig(heads=(0, 3)), "at least 1"),
         (lambda: NetworkConfig(channels=(0, 32, 48)), "at least 1"),
         (lambda: LossConfig(band=(1.3, 1.5)), "no coefficient"),
+        (lambda: TrainConfig(doses=(0.5, 0.2)), "lowest and a highest"),
         (lambda: LossConfig(band=(0.6, 0.4)), "low < high"),
         (lambda: _study(band=(1.3, 1.5)), "no coefficient"),
         (lambda: _study(protocols=()), "at least 1"),

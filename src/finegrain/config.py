@@ -356,6 +356,11 @@ class TrainConfig(Config):
     steps: int = Field(1000, ge=1)
     batch: int = Field(8, ge=1, description="Patches per step.")
     patch: int = Field(64, ge=32, multiple_of=32, description="Side of a training patch in pixels.")
+    doses: tuple[float, float] | None = Field(
+        None,
+        description="Lowest and highest dose fraction between which each patch of a pair with inserted noise gets one of its own, "
+        "never below that of the pair; without it the doses are those of the pairs.",
+    )
     learning_rate: float = Field(2e-3, gt=0, description="Peak of the warm-up and cosine schedule.")
     warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights, which are those that are kept.")
@@ -371,6 +376,12 @@ class TrainConfig(Config):
     compile: bool = Field(False, description="Compile the network with torch.compile: slow to start, faster on a GPU.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events; needs the package tensorboard.")
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _rising_doses(self) -> Self:
+        if self.doses is not None and not 0 < self.doses[0] <= self.doses[1] < 1:
+            raise ValueError(f"doses must be a lowest and a highest dose fraction in (0, 1), got {list(self.doses)}")
+        return self
 
 
 class PairsInput(Config):

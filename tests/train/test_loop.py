@@ -69,6 +69,7 @@ def test_a_finished_run_is_not_trained_again(pairs, tmp_path):
     [
         {"loss": {"weight": 0.1}},
         {"steps": 24},
+        {"doses": (0.1, 0.5)},
         {"network": NETWORK.model_copy(update={"blocks": (1, 1, 2)})},
         {"other_pixels": True},
     ],
@@ -84,7 +85,7 @@ def test_a_run_of_another_configuration_is_refused_and_left_as_it_is(pairs, tmp_
             build_network(change.get("network", NETWORK), seed=0),
             pairs,
             tmp_path,
-            train=TRAIN.model_copy(update={"steps": change.get("steps", TRAIN.steps)}),
+            train=TRAIN.model_copy(update={key: change[key] for key in ("steps", "doses") if key in change}),
             loss=LossConfig(**change.get("loss", {})),
             run_folder=tmp_path / "run",
         )

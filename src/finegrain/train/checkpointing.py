@@ -137,7 +137,8 @@ class Checkpoint:
 def run_fingerprint(pairs: list[Pair], *, network: Config, train: TrainConfig, loss: LossConfig) -> str:
     """Hex digits that change with all that decides a run's weights: network, settings, training and validation pairs."""
     used = [(pair.split, pair.patient, pair.sha256) for pair in pairs if pair.split in ("train", "validation")]
-    parts = [FORMAT, network.hash(), train.model_dump_json(exclude=NOT_DECIDING), loss.hash(), used]
+    unused = {"doses"} if train.doses is None else set()  # what was trained before there was this setting is what it was
+    parts = [FORMAT, network.hash(), train.model_dump_json(exclude=NOT_DECIDING | unused), loss.hash(), used]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

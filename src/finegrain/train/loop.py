@@ -82,6 +82,7 @@ def fit(
             batch=ranks.shared(train.batch),
             hu_range=network.hu_range,
             seed=train.seed,
+            doses=train.doses,
         )
         validation = validation_set([p for p in pairs if p.split == "validation"], folder, network.hu_range)
         generator = torch.Generator().manual_seed(train.seed)  # the only source of chance beside the sampler
