@@ -66,6 +66,7 @@ def main() -> None:
     denoiser = load_denoiser(arguments.model)
     print(f"{denoiser.name}; PSNR and SSIM in window [−160, 240] HU; HF ratio and coherence above 0.4 Nyquist, body")
     rows: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    patients: dict[str, list[str]] = defaultdict(list)
     for path in sorted(root.glob("*/*/full/*")):
         (full, pixel_mm), (quarter, _) = read(path), read(path.parents[1] / "quarter" / path.name)
         images = {"quarter dose": quarter, NETWORK: denoiser.denoise_slice(quarter)}
@@ -78,6 +79,7 @@ def main() -> None:
         measured = evaluate_slice(full, images, pixel_mm=pixel_mm, protocols=(PROTOCOL,), band=Band())
         for name, values in measured.items():
             rows[path.parents[1].name][name].append(values)
+        patients[path.parents[1].name].append(path.parents[2].name)
     kept: dict[str, dict[str, Any]] = {}
     for kernel, methods in rows.items():
         print(f"\n{kernel}, {len(methods[NETWORK])} slices" + "".join(f"{key:>26}" for key in KEYS))
@@ -86,7 +88,12 @@ def main() -> None:
         }
         for name, mean in means.items():
             print(f"{name:24}" + "".join(f"{mean[key]:26.3f}" for key in KEYS))
-        kept[kernel] = {**means, "slices": len(methods[NETWORK]), "least_gain_db": {}}
+        kept[kernel] = {**means, "slices": len(methods[NETWORK]), "least_gain_db": {}, "patients": {}}
+        for patient in dict.fromkeys(patients[kernel]):
+            mine = [k for k, who in enumerate(patients[kernel]) if who == patient]
+            of_patient = {name: float(np.mean([values[k][KEYS[0]] for k in mine])) for name, values in methods.items()}
+            kept[kernel]["patients"][patient] = of_patient
+            print(f"PSNR, {patient}, {len(mine)} slices: " + ", ".join(f"{name} {db:.2f}" for name, db in of_patient.items()))
         for name in methods:
             gains = np.array(
                 [out[KEYS[0]] - given[KEYS[0]] for out, given in zip(methods[name], methods["quarter dose"], strict=True)]

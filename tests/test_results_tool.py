@@ -162,8 +162,16 @@ def test_what_was_not_measured_on_real_pairs_is_not_said_to_be_reached():
     real = {"model": "m", "kernels": {"B30f": images(**{"quarter dose": 26.0, "texture 0": 31.0})}}
     rows = {goal.what: goal.verdict for goal in tool.real_goals(real)}
     assert rows == {"PSNR on real pairs, B30f, m, texture 0": "reached", "the same, B30f, above bm3d, oracle σ": "not measured"}
-    for bm3d, verdict in ((30.2, "reached"), (30.3, "**missed**")):
-        real["kernels"]["B30f"] = images(**{"quarter dose": 26.0, "texture 0": 31.0, tool.BM3D: bm3d})
+    sides = {"alike": (0.0, 0.0), "unlike": (-0.3, 0.3)}
+    for bm3d, of, verdict in (
+        (30.0, "alike", "reached"),
+        (30.0, "unlike", "reached, not certain"),
+        (30.3, "alike", "**missed**"),
+        (30.3, "unlike", "**missed**, not certain"),
+    ):
+        found = images(**{"quarter dose": 26.0, "texture 0": 31.0, tool.BM3D: bm3d})
+        found["patients"] = {name: {"texture 0": 31.0 + more, tool.BM3D: bm3d} for name, more in zip("ab", sides[of], strict=True)}
+        real["kernels"]["B30f"] = found
         rows = {goal.what: goal.verdict for goal in tool.real_goals(real)}
         assert rows["PSNR on real pairs, B30f, texture 0, above bm3d, oracle σ"] == verdict
 
@@ -171,7 +179,7 @@ def test_what_was_not_measured_on_real_pairs_is_not_said_to_be_reached():
 def test_the_domain_gap_is_one_of_patients_not_of_slices():
     slices = [{"patient": "a", "real": 25.0, "simulated": 25.0}] * 30 + [{"patient": "b", "real": 26.0, "simulated": 25.0}]
     goal = tool.gap_goal({"slices": slices})
-    assert goal.measured.startswith("+0.500 dB, from +0.000 to +1.000 dB over 2 patients, 31 slices")
+    assert goal.measured.startswith("+0.500 dB; patients' means from +0.000 to +1.000 dB, 2 patients, 31 slices")
     assert goal.verdict == "**missed**, not certain"
 
 

@@ -260,6 +260,15 @@ def test_a_gain_that_may_yet_be_as_large_as_claimed_cannot_be_said(least, verdic
     assert judge("a claim", comparison, least=least, unit="", sign=sign)["verdict"] == verdict
 
 
+@pytest.mark.parametrize(("low", "verdict"), [(0.2, "reproduced"), (-0.1, "reproduced in these trainings"), (None, "reproduced")])
+def test_a_claim_that_other_seeds_may_turn_round_holds_for_these_trainings_alone(low, verdict):
+    comparison = _comparison(np.array([0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 0.8, 0.85]))
+    seeds = {"both_low": low, "both_high": None if low is None else 2.0, "n_seeds": 3}
+    claim = judge("PSNR is higher", comparison, least=0.7, unit=" dB", digits=2, seeds=seeds)
+    assert claim["verdict"] == verdict
+    assert ("over patients and 3 seeds" in claim["found"]) == (low is not None)
+
+
 def test_a_proposed_arm_of_any_family_has_claims_against_the_others_alone():
     arms = (Arm(name="filters", family="convolution"), Arm(name="tokens", family="attention"))
     config = StudyConfig(pairs=PairsConfig(sources=(PhantomSource(),)), arms=arms, proposed="tokens")
@@ -267,7 +276,7 @@ def test_a_proposed_arm_of_any_family_has_claims_against_the_others_alone():
     patients = [f"p{number}" for number in range(8)]
     found = {arm.name: {key: dict.fromkeys(patients, 0.5) for key in keys} for arm in arms}
     comparisons = {key: compare_with_each([0.5] * 8, {"filters": [0.4] * 8}) for key in keys}
-    claims = judge_claims(config, found, comparisons)
+    claims = judge_claims(config, found, comparisons, {})
     assert len(claims) == 4
     assert all(claim["claim"].endswith("filters") for claim in claims)
 

@@ -1,6 +1,6 @@
 """docs/results.md from the files of a study on finegrain-bench v1, so that no figure in it is typed by hand.
 
-Run: python tools/results.py STUDY [--real docs/data/real-pairs.json] [--gap docs/data/domain-gap.json] [--out docs/results.md]
+Run: python tools/results.py STUDY [--real docs/data/real-pairs.json --gap docs/data/domain-gap.json] [--out docs/results.md]
 STUDY is the folder of `finegrain study configs/study-bench-v1.yaml`; the JSON files are what `--json` of `benchmarks/real_pairs.py`
 and `benchmarks/domain_gap.py` wrote. The study's training curves are drawn into docs/images/results-curves.png.
 """
@@ -52,6 +52,7 @@ REAL_COLUMNS = {
     "texture_index": ("texture index", 3),
     "hu_bias[soft]": ("HU bias, soft tissue", 2),
 }
+PAPER = "Schneide, Weber and Müller 2026", "https://doi.org/10.20944/preprints202602.0922.v1"
 WHY = {
     "PSNR": "All have the same parameters, multiplications, batches and steps; the hybrid sees farther than convolution and "
     "mixes pixels that attention does not, which is worth less than claimed. The frequency term adds little: a squared error asks "
@@ -127,7 +128,8 @@ def document(
     ]
     parts = [
         "# Results",
-        "This page is generated: `python tools/results.py STUDY`. Nothing in it was typed by hand.",
+        "This page is generated: `python tools/results.py STUDY --real docs/data/real-pairs.json --gap docs/data/domain-gap.json`. "
+        f"No figure in it was typed by hand. The paper is [{PAPER[0]}]({PAPER[1]}).",
         f"**{results['title']}.** {results['scale_note']} Configuration {provenance['config_hash']}; how to repeat it: "
         "[bench.md](bench.md), [study.md](study.md).",
         "## What was aimed at, and what came out",
@@ -138,7 +140,8 @@ def document(
         *real_goals_part(real, gap),
         "CHO: channelised Hotelling observer; NPWE: matched filter with eye filter; d′ against the input's in the same patients "
         "([what each asks](study.md#detectability)). "
-        "A verdict is what the estimate says, and not certain where its interval or the tests do not bear it out. "
+        "A verdict is what the estimate says, and not certain where its interval or the tests do not bear it out; rows that ask "
+        "for no slice, or never, tell of the slices that were measured and are tested for nothing. "
         "Differences are the proposed network less the other, mean over patients, with 95 % interval over patients (BCa), p of "
         "Wilcoxon's test after Holm, and the interval over patients and seeds.",
         "## The paper's claims",
@@ -217,7 +220,8 @@ def real_section(real: Mapping[str, Any] | None) -> list[str]:
     return [
         "## Real pairs that nothing was trained on",
         f"{real['model']} on quarter-dose slices of the AAPM–Mayo challenge against their full dose, which is noisy itself "
-        "(`benchmarks/real_pairs.py`); means over slices. Energy, coherence: above 0.4 Nyquist, whole body.",
+        "(`benchmarks/real_pairs.py`); means over slices. No pixel of theirs was trained on, but the simulator's kernels and "
+        "scanner constants were [fitted to them](physics.md). Energy, coherence: above 0.4 Nyquist, whole body.",
         table(("kernel", "image", *(label for label, _ in REAL_COLUMNS.values())), rows),
     ]
 
@@ -234,11 +238,14 @@ def real_goals_part(real: Mapping[str, Any] | None, gap: Mapping[str, Any] | Non
     """The tables of what was found on real pairs."""
     parts = []
     if real is not None:
-        parts += ["What ships, on real pairs of low and normal dose that it was not trained on:", goal_table(real_goals(real))]
+        parts += [
+            "What ships, on real pairs of low and normal dose that it was not trained on (the simulator was fitted to them):",
+            goal_table(real_goals(real)),
+        ]
     if gap is not None:
         parts += [
             "The domain gap: the same network trained on real pairs, and on pairs simulated from their normal dose, and tested on "
-            "the patient left out:",
+            "the patient left out (of the training, not of those that the simulator was fitted to):",
             goal_table([gap_goal(gap)]),
         ]
     return parts

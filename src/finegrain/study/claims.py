@@ -13,6 +13,9 @@ from finegrain.evaluate.stats import PairedComparison, relative_improvement
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Method → metric → patient → value."""
 
+OverSeeds = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Metric → comparator → `SeededComparison.to_dict`; nothing for a single seed."""
+
 LEAST_GAIN_DB, LEAST_TEXTURE_GAIN = 0.7, 0.08
 """Of the ranges that the paper claims, 0.7 to 1.1 dB and 8 to 14 %, the lower ends."""
 
@@ -23,56 +26,71 @@ def comparators(config: StudyConfig) -> list[str]:
 
 
 def judge_claims(
-    config: StudyConfig, found: Found, comparisons: Mapping[str, Mapping[str, PairedComparison]]
+    config: StudyConfig, found: Found, comparisons: Mapping[str, Mapping[str, PairedComparison]], over_seeds: OverSeeds
 ) -> list[dict[str, str]]:
-    """Each claim of the paper: claim, found, verdict and why. `comparisons`: metric → comparator → proposed − comparator."""
+    """Each claim of the paper: claim, found, verdict and why.
+
+    `comparisons`: metric → comparator → proposed − comparator; `over_seeds` the same with the luck of the trainings, if known.
+    """
     psnr, ssim = (f"{name}[{config.protocols[0]}]" for name in ("psnr_db", "ssim"))
     others = [arm for arm in config.own_arms if arm.name != config.proposed]
     single = [arm.name for arm in others if arm.family != "hybrid"]
     spatial = [arm.name for arm in others if arm.loss.weight == 0]
-    claims = [
-        judge(f"PSNR is 0.7 to 1.1 dB higher than {name}", comparisons[psnr][name], least=LEAST_GAIN_DB, unit=" dB")
-        for name in single
-    ]
-    claims += [judge(f"SSIM is higher than {name}", comparisons[ssim][name], least=0.0, unit="") for name in single]
+
+    def judged(claim: str, key: str, name: str, *, least: float, unit: str, sign: int = 1, digits: int = 3) -> dict[str, str]:
+        seeds = over_seeds.get(key, {}).get(name)
+        return judge(f"{claim} {name}", comparisons[key][name], least=least, unit=unit, sign=sign, digits=digits, seeds=seeds)
+
+    energy = "hf_consistency[fine_texture]", " in consistency min(r, 1/r), fine texture"
+    claims = [judged("PSNR is 0.7 to 1.1 dB higher than", psnr, name, least=LEAST_GAIN_DB, unit=" dB") for name in single]
+    claims += [judged("SSIM is higher than", ssim, name, least=0.0, unit="", digits=4) for name in single]
     claims += [
-        judge(
-            f"High-frequency energy is closer to the normal dose than {name}",
-            comparisons["hf_consistency[fine_texture]"][name],
-            least=0.0,
-            unit=" in consistency min(r, 1/r), fine texture",
-        )
+        judged("High-frequency energy is closer to the normal dose than", energy[0], name, least=0.0, unit=energy[1])
         for name in spatial
     ]
-    return claims + [_texture_claim(config.proposed, name, found, comparisons["texture_index"][name]) for name in single]
+    for name in single:
+        least, gain = _texture_gain(found[config.proposed]["texture_index"], found[name]["texture_index"])
+        claim = judged(
+            "Texture measures are 8 to 14 % better than", "texture_index", name, least=least, unit=" in the texture index", sign=-1
+        )
+        claims.append(claim | {"found": f"{gain}{claim['found']}"})
+    return claims
 
 
-def _texture_claim(proposed: str, name: str, found: Found, compared: PairedComparison) -> dict[str, str]:
-    """Texture is 8 to 14 % better: of the mean index, with an interval over patients."""
-    ours, theirs = found[proposed]["texture_index"], found[name]["texture_index"]
+def _texture_gain(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, str]:
+    """What 8 % of the other's mean texture index is, and the gain in words."""
     patients = sorted(set(ours) & set(theirs))
     known = [theirs[patient] for patient in patients if math.isfinite(theirs[patient])]
     least = LEAST_TEXTURE_GAIN * sum(known) / len(known) if known else math.nan
-    claim = judge(
-        f"Texture measures are 8 to 14 % better than {name}", compared, least=least, unit=" in the texture index", sign=-1
-    )
     try:
         gain = relative_improvement([ours[patient] for patient in patients], [theirs[patient] for patient in patients]).in_words()
     except DataError:  # an index of 0: nothing to be a part of
-        return claim
-    return claim | {"found": f"{gain}; {claim['found']}"}
+        return least, ""
+    return least, f"{gain}; "
 
 
-def in_words(compared: PairedComparison, *, unit: str) -> str:
+def in_words(compared: PairedComparison, *, unit: str, digits: int = 3) -> str:
     """The mean difference and its interval."""
     low, high, name = compared.interval()
-    return f"{compared.mean:+.3f}{unit}, 95 % interval ({name}) [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    text = f"{compared.mean:+.{digits}f}{unit}, 95 % interval ({name}) [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return text.replace("-", "−")
 
 
-def judge(claim: str, compared: PairedComparison, *, least: float, unit: str, sign: int = 1) -> dict[str, str]:
+def judge(
+    claim: str,
+    compared: PairedComparison,
+    *,
+    least: float,
+    unit: str,
+    sign: int = 1,
+    digits: int = 3,
+    seeds: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
     """One claim against one comparison. `sign` −1 where a lower value is the better one; `least` is the gain that is claimed.
 
-    "cannot be said": too few patients to tell, or a difference that is not significant and may yet be as large as claimed.
+    "cannot be said": too few patients to tell, or a difference that is not significant and may yet be as large as claimed. "In
+    these trainings": other seeds may say otherwise, by the interval over patients and seeds of `seeds`, a
+    `SeededComparison.to_dict`.
     """
     low, high, _ = compared.interval()
     gain = sign * compared.mean
@@ -85,7 +103,13 @@ def judge(claim: str, compared: PairedComparison, *, least: float, unit: str, si
         verdict = "opposite"
     else:
         verdict = "reproduced" if gain >= least else "not reproduced"
-    return {"claim": claim, "found": in_words(compared, unit=unit), "verdict": verdict, "why": compared.verdict()}
+    text = in_words(compared, unit=unit, digits=digits)
+    if seeds is not None and seeds["both_low"] is not None:
+        low, high = seeds["both_low"], seeds["both_high"]
+        text += f"; over patients and {seeds['n_seeds']} seeds [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
+        if verdict in ("reproduced", "opposite") and low <= 0 <= high:
+            verdict += " in these trainings"
+    return {"claim": claim, "found": text, "verdict": verdict, "why": compared.verdict()}
 
 
 def plain(comparisons: Mapping[str, Mapping[str, PairedComparison]]) -> dict[str, dict[str, Any]]:

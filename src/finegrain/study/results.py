@@ -69,7 +69,7 @@ def collect_results(
         "methods": [dict(facts[method]) for method in methods],
         "measures": {name: {key: _summary(name, key, found, by_seed) for key in metrics} for name, metrics in found.items()},
         "per_patient": found,
-        "claims": judge_claims(config, found, paper),
+        "claims": judge_claims(config, found, paper, against_each["over_seeds"]),
         "plan": plans_in_words(paper.get(psnr, {}), difference=PLANNED_DB, unit=" dB") + equivalent_words + contender_words,
         "regions": _by_group(config, own, lambda pair: pair.region),
         "doses": _by_group(config, own, dose_in_words),
