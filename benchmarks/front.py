@@ -91,6 +91,7 @@ IDEAS = {
     "geometric, no averaging": Idea(loss=GEOMETRIC, ema=0.0),
     "geometric, four times the steps": Idea(loss=GEOMETRIC, times=4),
     "geometric, doses mixed": Idea(loss=GEOMETRIC, doses=(0.1, 0.9)),
+    "geometric, doses mixed to a half": Idea(loss=GEOMETRIC, doses=(0.1, 0.5)),
     "geometric, one kernel": Idea(loss=GEOMETRIC, kernels=("B30f",)),
     "size b": Idea(size="b", loss=GEOMETRIC),
     "taught by b, half": Idea(loss=GEOMETRIC, teacher="size b", taught=0.5),

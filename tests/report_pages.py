@@ -76,7 +76,7 @@ def study_report() -> StudyReport:
         per_patient={row.key: {arm: [row.values[arm][0]] * 4 for arm in ARMS} for row in table},
         facts={"seed": "0"},
         config_yaml="title: <A study>",
-        claims=[{"claim": "PSNR rises", "found": "+0.3 dB", "verdict": "cannot be said", "why": "four patients"}],
+        claims=[{"claim": "PSNR rises", "found": "+0.3 dB", "verdict": "cannot be said", "reach": "", "why": "four patients"}],
     )
 
 

@@ -166,6 +166,7 @@ def test_what_was_not_measured_on_real_pairs_is_not_said_to_be_reached():
     for bm3d, of, verdict in (
         (30.0, "alike", "reached"),
         (30.0, "unlike", "reached, not certain"),
+        (29.8, "unlike", "reached"),
         (30.3, "alike", "**missed**"),
         (30.3, "unlike", "**missed**, not certain"),
     ):

@@ -260,13 +260,28 @@ def test_a_gain_that_may_yet_be_as_large_as_claimed_cannot_be_said(least, verdic
     assert judge("a claim", comparison, least=least, unit="", sign=sign)["verdict"] == verdict
 
 
-@pytest.mark.parametrize(("low", "verdict"), [(0.2, "reproduced"), (-0.1, "reproduced in these trainings"), (None, "reproduced")])
-def test_a_claim_that_other_seeds_may_turn_round_holds_for_these_trainings_alone(low, verdict):
-    comparison = _comparison(np.array([0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 0.8, 0.85]))
-    seeds = {"both_low": low, "both_high": None if low is None else 2.0, "n_seeds": 3}
-    claim = judge("PSNR is higher", comparison, least=0.7, unit=" dB", digits=2, seeds=seeds)
-    assert claim["verdict"] == verdict
-    assert ("over patients and 3 seeds" in claim["found"]) == (low is not None)
+@pytest.mark.parametrize(
+    ("shift", "ends", "verdict", "of_method"),
+    [
+        (1.0, (0.2, 2.0), "reproduced", True),
+        (1.0, (-0.1, 2.0), "reproduced", False),
+        (1.0, (None, None), "reproduced", False),
+        (-1.0, (-2.0, -0.2), "opposite", True),
+        (-1.0, (-2.0, 0.1), "opposite", False),
+        (0.3, (0.1, 0.5), "not reproduced", True),
+        (0.3, (-0.5, 0.9), "not reproduced", False),
+        (0.3, (None, None), "not reproduced", False),
+    ],
+)
+def test_a_verdict_that_other_seeds_may_turn_round_is_of_these_trainings(shift, ends, verdict, of_method):
+    spread = np.array([-0.1, -0.05, 0.0, 0.05, 0.1, 0.15, -0.2, -0.15])
+    for sign in (1, -1):
+        low, high = ends if ends[0] is None else sorted(sign * end for end in ends)
+        seeds = {"both_low": low, "both_high": high, "n_seeds": 3}
+        claim = judge("a claim", _comparison(sign * (shift + spread)), least=0.7, unit=" dB", digits=2, sign=sign, seeds=seeds)
+        assert claim["verdict"] == verdict
+        assert claim["reach"] == ("" if of_method else "in these trainings")
+        assert ("over patients and 3 seeds" in claim["found"]) == (low is not None)
 
 
 def test_a_proposed_arm_of_any_family_has_claims_against_the_others_alone():
@@ -276,8 +291,10 @@ def test_a_proposed_arm_of_any_family_has_claims_against_the_others_alone():
     patients = [f"p{number}" for number in range(8)]
     found = {arm.name: {key: dict.fromkeys(patients, 0.5) for key in keys} for arm in arms}
     comparisons = {key: compare_with_each([0.5] * 8, {"filters": [0.4] * 8}) for key in keys}
-    claims = judge_claims(config, found, comparisons, {})
+    seeds = {"both_low": 0.05, "both_high": 0.15, "n_seeds": 3}
+    claims = judge_claims(config, found, comparisons, {"psnr_db[abdomen-40/400]": {"filters": seeds}})
     assert len(claims) == 4
+    assert ["over patients and 3 seeds" in claim["found"] for claim in claims] == [True, False, False, False]
     assert all(claim["claim"].endswith("filters") for claim in claims)
 
 

@@ -59,7 +59,7 @@ WHY = {
     "for the conditional mean, an absolute one on coefficients for the median, and the two hardly differ.",
     "SSIM": "It goes with PSNR here; the paper claims no size.",
     "High-frequency energy": "An L1 term on coefficients shrinks what cannot be told from noise at least as much as MSE does: it "
-    "asks for coefficients, not for energy. What differs by a hundredth between architectures is not the loss.",
+    "asks for coefficients, not for energy. What differs between architectures is not the loss.",
     "Texture": "These statistics err with the energy that is missing, and both losses miss alike; the equaliser mends them without "
     "training.",
 }
@@ -129,7 +129,7 @@ def document(
     parts = [
         "# Results",
         "This page is generated: `python tools/results.py STUDY --real docs/data/real-pairs.json --gap docs/data/domain-gap.json`. "
-        f"No figure in it was typed by hand. The paper is [{PAPER[0]}]({PAPER[1]}).",
+        f"No figure in its tables was typed by hand. The paper is [{PAPER[0]}]({PAPER[1]}).",
         f"**{results['title']}.** {results['scale_note']} Configuration {provenance['config_hash']}; how to repeat it: "
         "[bench.md](bench.md), [study.md](study.md).",
         "## What was aimed at, and what came out",
@@ -141,7 +141,7 @@ def document(
         "CHO: channelised Hotelling observer; NPWE: matched filter with eye filter; d′ against the input's in the same patients "
         "([what each asks](study.md#detectability)). "
         "A verdict is what the estimate says, and not certain where its interval or the tests do not bear it out; rows that ask "
-        "for no slice, or never, tell of the slices that were measured and are tested for nothing. "
+        "for no slice, or never, tell of the slices that were measured, and no test stands behind them. "
         "Differences are the proposed network less the other, mean over patients, with 95 % interval over patients (BCa), p of "
         "Wilcoxon's test after Holm, and the interval over patients and seeds.",
         "## The paper's claims",
@@ -150,7 +150,7 @@ def document(
             [
                 (
                     one["claim"],
-                    f"**{one['verdict']}**",
+                    f"**{one['verdict']}** {one['reach']}".strip(),
                     one["found"],
                     next(why for key, why in WHY.items() if one["claim"].startswith(key)),
                 )

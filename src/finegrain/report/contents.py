@@ -112,8 +112,8 @@ class StudyReport(EvaluationReport):
         generalisation: one mapping per condition: factor (dose, kernel, scanner or other pairs), value, trained (whether the
             training saw it), patients, slices, input_psnr_db, gain_db (method → dB over the input) and coherence (method → value).
         curves: network → [(step, validation rmse_hu), …].
-        claims: one mapping per claim of the paper: claim, found (with its interval), verdict ("reproduced", "not
-            reproduced", "opposite" or "cannot be said"), why.
+        claims: one mapping per claim of the paper: claim, found (with its intervals), verdict ("reproduced", "not
+            reproduced", "opposite" or "cannot be said"), reach ("in these trainings" where it is not of the method), why.
     """
 
     arms: Sequence[Mapping[str, Any]] = ()

@@ -88,9 +88,9 @@ def judge(
 ) -> dict[str, str]:
     """One claim against one comparison. `sign` −1 where a lower value is the better one; `least` is the gain that is claimed.
 
-    "cannot be said": too few patients to tell, or a difference that is not significant and may yet be as large as claimed. "In
-    these trainings": other seeds may say otherwise, by the interval over patients and seeds of `seeds`, a
-    `SeededComparison.to_dict`.
+    "cannot be said": too few patients to tell, or a difference that is not significant and may yet be as large as claimed. `seeds`,
+    a `SeededComparison.to_dict`, has the interval over patients and seeds; where there is none, or where it holds another verdict,
+    "reach" tells that this one is of these trainings, not of the method.
     """
     low, high, _ = compared.interval()
     gain = sign * compared.mean
@@ -103,13 +103,14 @@ def judge(
         verdict = "opposite"
     else:
         verdict = "reproduced" if gain >= least else "not reproduced"
-    text = in_words(compared, unit=unit, digits=digits)
+    text, of_method = in_words(compared, unit=unit, digits=digits), verdict == "cannot be said"
     if seeds is not None and seeds["both_low"] is not None:
-        low, high = seeds["both_low"], seeds["both_high"]
-        text += f"; over patients and {seeds['n_seeds']} seeds [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
-        if verdict in ("reproduced", "opposite") and low <= 0 <= high:
-            verdict += " in these trainings"
-    return {"claim": claim, "found": text, "verdict": verdict, "why": compared.verdict()}
+        low, high = sorted(sign * seeds[end] for end in ("both_low", "both_high"))
+        over = f"[{seeds['both_low']:+.{digits}f}, {seeds['both_high']:+.{digits}f}]".replace("-", "−")
+        text += f"; over patients and {seeds['n_seeds']} seeds {over}"
+        of_method |= {"reproduced": low > 0, "opposite": high < 0}.get(verdict, high < least or high <= 0)
+    reach = "" if of_method else "in these trainings"
+    return {"claim": claim, "found": text, "verdict": verdict, "reach": reach, "why": compared.verdict()}
 
 
 def plain(comparisons: Mapping[str, Mapping[str, PairedComparison]]) -> dict[str, dict[str, Any]]:
