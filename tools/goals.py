@@ -294,12 +294,13 @@ def real_goals(real: Mapping[str, Any]) -> Iterable[Goal]:
                 f"the same, {kernel}, above {BM3D}", f"≥ +{OVER_BM3D_DB:g} dB" if kernel == "B30f" else "–", "–", "not measured"
             )
             continue
-        patients = found["patients"].values()
+        patients = found.get("patients", {}).values()
         for name in (name for name in found if name.startswith("texture ")):
             over, each = found[name][PSNR] - found[BM3D][PSNR], np.array([one[name] - one[BM3D] for one in patients])
-            what, text = f"PSNR on real pairs, {kernel}, {name}, above {BM3D}", f"{signed(over, 2)} dB; {range_of(each, 2)}"
+            what, text = f"PSNR on real pairs, {kernel}, {name}, above {BM3D}", f"{signed(over, 2)} dB"
+            text += f"; {range_of(each, 2)}" if len(each) else ""
             if kernel == "B30f":  # of slices, as it was asked; patients are so few that all of them must say the same
-                certain = bool(np.all((each >= OVER_BM3D_DB) == (over >= OVER_BM3D_DB)))
+                certain = bool(len(each) and np.all((each >= OVER_BM3D_DB) == (over >= OVER_BM3D_DB)))
                 yield Goal.judged(what, f"≥ +{OVER_BM3D_DB:g} dB", text, reached=over >= OVER_BM3D_DB, certain=certain)
             else:
                 yield Goal(what, "–", text, "–")
