@@ -1,8 +1,9 @@
 """docs/results.md from the files of a study on finegrain-bench v1, so that no figure in it is typed by hand.
 
-Run: python tools/results.py STUDY [--real docs/data/real-pairs.json --gap docs/data/domain-gap.json] [--out docs/results.md]
+Run: python tools/results.py STUDY [--real docs/data/real-pairs.json --gap docs/data/domain-gap.json] [--bench BENCH]
 STUDY is the folder of `finegrain study configs/study-bench-v1.yaml`; the JSON files are what `--json` of `benchmarks/real_pairs.py`
-and `benchmarks/domain_gap.py` wrote. The study's training curves are drawn into docs/images/results-curves.png.
+and `benchmarks/domain_gap.py` wrote. The study's training curves are drawn into docs/images/results-curves.png, and with BENCH, the
+folder of its pairs, test slices as some of its methods denoised them into docs/images/results-crops.jpg.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from goals import (
     COHERENCE,
+    CONVOLUTION,
     PSNR,
     RATIO,
+    SPATIAL,
     SSIM,
     TRUTH,
     difference,
@@ -32,7 +36,15 @@ from goals import (
     table,
 )
 
+from finegrain.config import StudyConfig, load_config
+from finegrain.evaluate.run import REFERENCE
+from finegrain.figures import INPUT, crop_figure
 from finegrain.files import write_whole
+from finegrain.study.images import equalised_name, told_the_dose
+from finegrain.study.kept import read_json
+from finegrain.study.methods import all_methods
+from finegrain.study.page import study_crops
+from finegrain.study.run import test_sets
 
 COLUMNS = {
     PSNR: ("PSNR [dB], abdomen-40/400", 2),
@@ -53,6 +65,10 @@ REAL_COLUMNS = {
     "hu_bias[soft]": ("HU bias, soft tissue", 2),
 }
 PAPER = "Schneide, Weber and Müller 2026", "https://doi.org/10.20944/preprints202602.0922.v1"
+CROPS = (
+    "*The noisiest test slice of each region, where it has its finest structure; first training of each network. Below each image "
+    "what it is less the normal dose, which has noise of its own. Virtual patients.*"
+)
 WHY = {
     "PSNR": "All have the same parameters, multiplications, batches and steps; the hybrid sees farther than convolution and "
     "mixes pixels that attention does not, which is worth less than claimed. The frequency term adds little: a squared error asks "
@@ -101,10 +117,30 @@ def draw_curves(results: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_crops(study: Path, bench: Path, path: Path) -> None:
+    """The noisiest test slice of each region, as the proposed network and some that it is compared with denoised them."""
+    config = load_config(study / "config.yaml", StudyConfig)
+    main = test_sets(config, study, data_root=bench, jobs=1, progress=lambda *_: None)[0]
+    told = told_the_dose(equalised_name(config.proposed))
+    shown = (REFERENCE, INPUT, CONVOLUTION, "RED-CNN", "BM3D", SPATIAL, config.proposed, told)
+    methods = [method for method in all_methods(config) if method.arm.name in shown]
+    facts = {method: read_json(method.folder(study) / "method.json") for method in methods}
+    crops = [
+        replace(crop, images={name: crop.images[name] for name in shown if name in crop.images})
+        for crop in study_crops(config, methods, facts, main, study)
+    ]
+    crop_figure(crops).savefig(path, dpi=110, pil_kwargs={"quality": 88})
+
+
 def document(
-    results: Mapping[str, Any], provenance: Mapping[str, Any], real: Mapping[str, Any] | None, gap: Mapping[str, Any] | None
+    results: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    real: Mapping[str, Any] | None,
+    gap: Mapping[str, Any] | None,
+    *,
+    crops: str | None,
 ) -> str:
-    """The page."""
+    """The page; `crops` is where the picture of slices lies, if there is one."""
     compared = {PSNR: 3, SSIM: 4, RATIO: 3, COHERENCE: 4, TRUTH: 4, "texture_index": 4, "nps_log_distance": 3}
     names = list(results["comparisons"][PSNR])
     minutes: dict[str, list[float]] = {}
@@ -128,8 +164,8 @@ def document(
     ]
     parts = [
         "# Results",
-        "This page is generated: `python tools/results.py STUDY --real docs/data/real-pairs.json --gap docs/data/domain-gap.json`. "
-        f"No figure in its tables was typed by hand. The paper is [{PAPER[0]}]({PAPER[1]}).",
+        "This page is generated: `python tools/results.py STUDY --real docs/data/real-pairs.json --gap docs/data/domain-gap.json "
+        f"--bench BENCH`. No figure in its tables was typed by hand. The paper is [{PAPER[0]}]({PAPER[1]}).",
         f"**{results['title']}.** {results['scale_note']} Configuration {provenance['config_hash']}; how to repeat it: "
         "[bench.md](bench.md), [study.md](study.md).",
         "## What was aimed at, and what came out",
@@ -157,6 +193,7 @@ def document(
                 for one in results["claims"]
             ],
         ),
+        *([] if crops is None else [f"![Test slices under some of the methods, and each less the normal dose]({crops})", CROPS]),
         "## Every method",
         table(("method", "parameters", "GMAC per 512²", *(label for label, _ in COLUMNS.values())), method_rows(results)),
         "Mean ± SD over test patients, each the mean over slices and seeds.",
@@ -261,6 +298,7 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--gap", type=Path)
+    parser.add_argument("--bench", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     arguments = parser.parse_args()
     results = json.loads((arguments.study / "results.json").read_text())
@@ -268,7 +306,10 @@ def main() -> None:
     real, gap = (json.loads(path.read_text()) if path else None for path in (arguments.real, arguments.gap))
     (arguments.out.parent / "images").mkdir(parents=True, exist_ok=True)
     draw_curves(results, arguments.out.parent / "images" / "results-curves.png")
-    write_whole(arguments.out, document(results, provenance, real, gap))
+    crops = None if arguments.bench is None else "images/results-crops.jpg"
+    if crops is not None:
+        draw_crops(arguments.study, arguments.bench, arguments.out.parent / crops)
+    write_whole(arguments.out, document(results, provenance, real, gap, crops=crops))
     print(f"{arguments.out}: {len(results['measures'])} methods, {results['splits']['test']['slices']} test slices")
 
 

@@ -18,6 +18,7 @@ from finegrain.figures import (
     PAPER,
     RULE,
     SOFT_WINDOW,
+    CropView,
     Method,
     StudyRow,
     band_coherence_figure,
@@ -178,3 +179,14 @@ def test_figures_are_saved_as_png(tmp_path: Path) -> None:
         save_png(figure, tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) > 300
+
+
+def test_crops_of_many_methods_go_on_below_with_the_reference_again_and_errors_in_one_window() -> None:
+    hu = np.zeros((16, 16))
+    noise = np.where(np.indices(hu.shape).sum(axis=0) % 2, 20.0, -20.0)  # ±20 HU: errors are shown from −60 to 60 HU
+    crop = CropView("lung", 0.7, {"normal dose": hu, "low dose": noise, **{f"method {n}": hu + 10 * n for n in range(4)}})
+    axes = crop_figure([crop], most_columns=4).axes
+    titles = [one.get_title("left") for one in axes if one.get_title("left")]
+    assert titles == ["normal dose", "low dose", "method 0", "method 1", "normal dose", "method 2", "method 3"]
+    errors = [np.asarray(one.images[0].get_array()) for one in axes if one.images and not one.get_title("left")]
+    assert [np.median(error) for error in errors[1:]] == pytest.approx([255 * (60 + 10 * n) / 120 for n in range(4)], abs=1)

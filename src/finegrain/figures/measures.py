@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -343,29 +343,39 @@ def detectability_figure(detectability: Mapping[str, Sequence[Detection]], *, lo
     return figure
 
 
-def crop_figure(crops: Sequence[CropView]) -> Figure:
-    """Figure 2: each place in the images of all methods, and under it the image minus the normal dose."""
-    columns = max((len(crop.images) for crop in crops), default=1)
+def crop_figure(crops: Sequence[CropView], *, most_columns: int = 8) -> Figure:
+    """Figure 2: each place in the images of all methods, and under it the image minus the normal dose.
+
+    More images than there are columns go on in further rows, which begin with the normal dose again.
+    """
+    parts = [(crop, names) for crop in crops for names in _in_columns(list(crop.images), most_columns)]
+    columns = max((len(names) for _, names in parts), default=1)
     with styled():
-        figure = new_figure(1.9 * columns + 0.5, max(1.0, 3.95 * len(crops)))
-        if not crops:
+        figure = new_figure(1.9 * columns + 0.5, max(1.0, 3.95 * len(parts)))
+        if not parts:
             return figure
-        grid = figure.subplots(2 * len(crops), columns, squeeze=False)
+        grid = figure.subplots(2 * len(parts), columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for index, crop in enumerate(crops):
-            _crop_rows(grid[2 * index], grid[2 * index + 1], crop)
+        for index, (crop, names) in enumerate(parts):
+            _crop_rows(grid[2 * index], grid[2 * index + 1], crop, names)
     return figure
 
 
-def _crop_rows(above: Sequence[Axes], below: Sequence[Axes], crop: CropView) -> None:
+def _in_columns(names: Sequence[str], most: int) -> Iterable[Sequence[str]]:
+    """So many names at a time, the first with each."""
+    for start in range(1, max(2, len(names)), most - 1):
+        yield [*names[:1], *names[start : start + most - 1]]
+
+
+def _crop_rows(above: Sequence[Axes], below: Sequence[Axes], crop: CropView, names: Sequence[str]) -> None:
     window, errors = crop.display_window(), crop.errors()
     error_window = difference_window(next(iter(errors.values()), np.zeros(1)))
-    for axes, (name, hu) in zip(above, crop.images.items(), strict=False):
-        axes.imshow(window.to_gray(hu), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
-        axes.set_title(broken(name, 22), fontsize=8.5)
-    for axes, error in zip(below[1:], errors.values(), strict=False):
-        axes.imshow(error_window.to_gray(error), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+    for axes, name in zip(above, names, strict=False):
+        axes.imshow(window.to_gray(crop.images[name]), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        axes.set_title(fill(name, 24), fontsize=8.5)
+    for axes, name in zip(below[1:], names[1:], strict=False):
+        axes.imshow(error_window.to_gray(errors[name]), cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
     text = f"{crop.name}\n\nwindow {window.centre:g}/{window.width:g} HU".replace("-", "−")
     text += f"\n\nright: image −\nnormal dose,\n±{error_window.width / 2:g} HU"
     below[0].text(0, 1, text, transform=below[0].transAxes, va="top", fontsize=8)

@@ -72,8 +72,15 @@ def _texture_gain(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tup
 def in_words(compared: PairedComparison, *, unit: str, digits: int = 3) -> str:
     """The mean difference and its interval."""
     low, high, name = compared.interval()
-    text = f"{compared.mean:+.{digits}f}{unit}, 95 % interval ({name}) [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return text.replace("-", "−")
+    return f"{_signed(compared.mean, digits)}{unit}, 95 % interval ({name}) {_bracket(low, high, digits)}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _bracket(low: float, high: float, digits: int) -> str:
+    return f"[{_signed(low, digits)}, {_signed(high, digits)}]"
 
 
 def judge(
@@ -106,8 +113,7 @@ def judge(
     text, of_method = in_words(compared, unit=unit, digits=digits), verdict == "cannot be said"
     if seeds is not None and seeds["both_low"] is not None:
         low, high = sorted(sign * seeds[end] for end in ("both_low", "both_high"))
-        over = f"[{seeds['both_low']:+.{digits}f}, {seeds['both_high']:+.{digits}f}]".replace("-", "−")
-        text += f"; over patients and {seeds['n_seeds']} seeds {over}"
+        text += f"; over patients and {seeds['n_seeds']} seeds {_bracket(seeds['both_low'], seeds['both_high'], digits)}"
         of_method |= {"reproduced": low > 0, "opposite": high < 0}.get(verdict, high < least or high <= 0)
     reach = "" if of_method else "in these trainings"
     return {"claim": claim, "found": text, "verdict": verdict, "reach": reach, "why": compared.verdict()}

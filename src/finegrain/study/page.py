@@ -20,7 +20,7 @@ from finegrain.report import Method as ShownMethod
 from finegrain.report import StudyReport, WorstCase, label_of
 from finegrain.report.evaluation import worst_crop
 from finegrain.report.words import bands_in
-from finegrain.study.images import free_names, spatial_arm
+from finegrain.study.images import equalised_name, free_names, spatial_arm, told_the_dose
 from finegrain.study.measuring import TRUTH, study_images
 from finegrain.study.methods import Method, TestSet, main_test
 from finegrain.study.results import compared_measures
@@ -50,7 +50,7 @@ def study_page(
         table=_rows(config, results),
         comparisons=[_comparison(key, name, found) for key, each in results["comparisons"].items() for name, found in each.items()],
         curves={name: [(int(row["step"]), row["rmse_hu"]) for row in facts[method]["history"]] for name, method in first.items()},
-        crops=_crops(config, methods, facts, main, out),
+        crops=study_crops(config, methods, facts, main, out),
         per_patient={
             key: {name: list(each[key].values()) for name, each in results["per_patient"].items() if key in each}
             for key in compared_measures(config)
@@ -169,9 +169,11 @@ def _images_of_first_seed(
 ) -> dict[str, NDArray[np.float32]]:
     """Every image but the truth and most free competitors, by name."""
     images = study_images(config, _of_first_seed(methods, config), facts, main, pair, out)
+    equalised = equalised_name(config.proposed)
+    hidden = {TRUTH, *free_names(config)} - {"blend 0.2", "equaliser 1", equalised, told_the_dose(equalised)}
     shown: dict[str, NDArray[np.float32]] = {}
     for (name, _), image in images.items():
-        if name != TRUTH and (name not in free_names(config) or name in ("blend 0.2", "equaliser 1")):
+        if name not in hidden:
             shown.setdefault(name, image)
     return shown
 
@@ -188,17 +190,20 @@ def _of_first_seed(methods: Sequence[Method], config: StudyConfig) -> list[Metho
 
 
 def _of_each_region(main: TestSet) -> list[Pair]:
-    """The first test slice of each region."""
-    first: dict[str, Pair] = {}
+    """The noisiest test slice of each region, where methods differ most: the largest SD of low less normal dose."""
+    noisiest: dict[str, tuple[float, Pair]] = {}
     for pair in main_test(main):
-        first.setdefault(pair.region, pair)
-    return [first[region] for region in sorted(first)]
+        low, normal = pair.images(main.folder)[:2].astype(np.float32)
+        noise = float(np.std(low - normal))
+        if pair.region not in noisiest or noise > noisiest[pair.region][0]:
+            noisiest[pair.region] = noise, pair
+    return [noisiest[region][1] for region in sorted(noisiest)]
 
 
-def _crops(
+def study_crops(
     config: StudyConfig, methods: list[Method], facts: Mapping[Method, Mapping[str, Any]], main: TestSet, out: Path
 ) -> list[CropView]:
-    """The places with the most fine structure, one test slice of each region."""
+    """The places with the most fine structure in the noisiest test slice of each region, under each method's first training."""
     crops = []
     for pair in _of_each_region(main):
         images = _images_of_first_seed(config, methods, facts, main, pair, out)

@@ -82,7 +82,7 @@ def run_study(
         raise ConfigError(f"expected at least one job, got {jobs}")
     _check(config)
     methods = all_methods(config)
-    sets = _test_sets(config, out, data_root=data_root, jobs=jobs, progress=progress)
+    sets = test_sets(config, out, data_root=data_root, jobs=jobs, progress=progress)
     for method in methods:
         check_method(config, method, list(sets[0].pairs), out)
     write_provenance(out, config)
@@ -133,7 +133,7 @@ def _check(config: StudyConfig) -> None:
             raise ConfigError(f"{label!r} and {other!r} would share a file; choose other names for arms")
 
 
-def _test_sets(config: StudyConfig, out: Path, *, data_root: Path, jobs: int, progress: Progress) -> tuple[TestSet, ...]:
+def test_sets(config: StudyConfig, out: Path, *, data_root: Path, jobs: int, progress: Progress) -> tuple[TestSet, ...]:
     """The study's own pairs first, then those for generalisation.
 
     Raises: DataError if a set has no test patients, or tests on patients that the networks are trained on.
