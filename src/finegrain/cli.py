@@ -222,7 +222,10 @@ def denoise(
         bool,
         typer.Option("--thorough", help="Mean over eight turns and flips of each slice: eight times as slow, a little better."),
     ] = False,
-    model: Annotated[Path | None, typer.Option(help="Model folder; the bundled weights if not given.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="finegrain-s (if not given), finegrain-b (larger, slower, a little better) or a model folder."),
+    ] = None,
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
     allow_lossy: Annotated[bool, typer.Option("--allow-lossy", help="Treat images that were compressed with loss.")] = False,
@@ -265,18 +268,23 @@ def _acquisition(volume: CTVolume, dose_fraction: float | None) -> Acquisition:
 
 @app.command()
 def model(
-    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Model folder; the bundled one if not given.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="finegrain-s (if not given), finegrain-b or a model folder.")
+    ] = None,
 ) -> None:
     """Check a model folder: its files against their hashes, its card as a table, its ONNX file against its torch weights."""
-    from finegrain.denoise import LARGEST_DIFFERENCE_HU, bundled_model, load_denoiser
-    from finegrain.networks.card import card_rows
+    from finegrain.denoise import LARGEST_DIFFERENCE_HU, find_model, load_denoiser
+    from finegrain.networks.card import WEIGHTS, card_rows
 
-    folder = folder or bundled_model()
+    folder = find_model(folder)
     denoiser = load_denoiser(folder)
     card = denoiser.card
     assert card is not None
     _print_table(f"{card.name} v{card.version}", card_rows(card))
     print("the files are those that the card tells of")
+    if WEIGHTS not in card.sha256:
+        print("ONNX was not compared with torch: the folder holds no torch weights")
+        return
     if missing := sorted(name for name in TRAINING_EXTRA if find_spec(name) is None):
         print(f"ONNX was not compared with torch: this needs {', '.join(missing)}; pip install 'finegrain[train]'")
         return

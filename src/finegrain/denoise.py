@@ -29,8 +29,8 @@ from finegrain.scan.privacy import shown
 from finegrain.scan.volume import CTVolume
 from finegrain.spread import spread
 
-BUNDLED = "finegrain-s"
-"""Name of the model that ships with the package."""
+BUNDLED = ("finegrain-s", "finegrain-b")
+"""Names of the models that ship with the package: the default, and one that is larger, slower and better."""
 
 BEYOND = 1.15
 """Factor by which a scan may lie outside the range of a training before it is called unlike it; ours."""
@@ -265,12 +265,12 @@ def _noise_of_volume_hu(volume: CTVolume) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def load_denoiser(folder: Path | None = None, *, threads: int | None = None) -> Denoiser:
-    """The denoiser of a model folder; of the bundled weights if none is given.
+def load_denoiser(model: Path | str | None = None, *, threads: int | None = None) -> Denoiser:
+    """The denoiser of a model folder, or of a bundled model by its name; of `finegrain-s` if none is given.
 
-    Raises: ModelError if a file is missing, altered or not understood.
+    Raises: ModelError if a file is missing, altered or not understood, or if no bundled model has the name.
     """
-    folder = folder or bundled_model()
+    folder = find_model(model)
     card = read_card(folder)
     check_onnx(folder / ONNX)
     session = _session(folder / ONNX, threads)
@@ -298,9 +298,17 @@ def eight_turns(engine: Engine) -> Engine:
     return run
 
 
-def bundled_model() -> Path:
-    """Folder of the weights that ship with the package."""
-    return Path(str(files("finegrain"))) / "weights" / BUNDLED
+def find_model(model: Path | str | None = None) -> Path:
+    """Folder of a model: what is given where that is a folder, else the bundled model of that name.
+
+    Raises: ModelError if a plain name is neither.
+    """
+    given = Path(BUNDLED[0] if model is None else model)
+    if model is not None and (given.is_dir() or len(given.parts) > 1):
+        return given
+    if str(given) not in BUNDLED:
+        raise ModelError(f"expected a model folder or one of {', '.join(BUNDLED)}, got {str(given)!r}; check the path or the name")
+    return Path(str(files("finegrain"))) / "weights" / given
 
 
 def onnx_engine(path: Path, *, threads: int | None = None) -> Engine:

@@ -18,9 +18,10 @@ from finegrain.acquisition import Acquisition
 from finegrain.cli import main
 from finegrain.config import NetworkConfig
 from finegrain.denoise import (
+    BUNDLED,
     LARGEST_DIFFERENCE_HU,
     Denoiser,
-    bundled_model,
+    find_model,
     load_denoiser,
     onnx_engine,
     onnx_torch_difference_hu,
@@ -31,7 +32,7 @@ from finegrain.hu import HURange
 from finegrain.networks.blocks import parameter_count
 from finegrain.networks.card import FORMAT, BandGains, DoseGains, ModelCard, card_rows, read_card, write_card
 from finegrain.networks.checkpoint import load_network, save_model
-from finegrain.networks.skeleton import STRIDE, DenoisingNetwork
+from finegrain.networks.skeleton import STRIDE, DenoisingNetwork, build_network
 from finegrain.sample import sample_folder
 from finegrain.scan.dicom import read_series
 from finegrain.scan.volume import CTVolume
@@ -397,13 +398,35 @@ def _run_model(monkeypatch, folder):
     return ended.value.code
 
 
-def test_the_bundled_weights_are_those_of_the_network_and_onnx_computes_with_them(slice_hu):
-    network, denoiser = load_network(bundled_model()), load_denoiser(threads=1)
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_model_is_found_by_its_name_and_computes_as_its_card_says(name, slice_hu):
+    denoiser = load_denoiser(name, threads=1)
     assert denoiser.card is not None
-    assert parameter_count(network) == denoiser.card.parameters
-    one = CTVolume.from_array(slice_hu[None], pixel_mm=0.7, slice_mm=3)
-    assert onnx_torch_difference_hu(denoiser, bundled_model(), one) <= LARGEST_DIFFERENCE_HU
+    assert denoiser.card.name == name
+    assert parameter_count(build_network(denoiser.card.network, seed=0)) == denoiser.card.parameters
     assert np.abs(denoiser.denoise_slice(slice_hu) - slice_hu).max() > 10
+
+
+def test_the_torch_weights_of_the_smaller_bundled_model_are_those_of_its_onnx(slice_hu):
+    one = CTVolume.from_array(slice_hu[None], pixel_mm=0.7, slice_mm=3)
+    assert onnx_torch_difference_hu(load_denoiser(threads=1), find_model(), one) <= LARGEST_DIFFERENCE_HU
+
+
+def test_a_name_is_a_bundled_model_unless_a_folder_is_called_so(tmp_path, monkeypatch):
+    assert find_model() == find_model("finegrain-s") == find_model(Path("finegrain-s"))
+    assert find_model("finegrain-b").name == "finegrain-b"
+    assert find_model("../finegrain-s") == Path("../finegrain-s")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "finegrain-s").mkdir()
+    assert find_model("finegrain-s") == Path("finegrain-s")
+    assert find_model(tmp_path) == tmp_path
+    assert find_model().is_absolute()
+
+
+def test_a_name_that_is_neither_ends_in_one_line_that_tells_the_names():
+    with pytest.raises(ModelError, match=r"one of finegrain-s, finegrain-b, got 'finegrain-xl'") as raised:
+        load_denoiser("finegrain-xl")
+    assert "\n" not in str(raised.value)
 
 
 def test_the_command_compares_onnx_with_torch_on_the_sample_and_hashes_each_file_once(saved, monkeypatch, capsys):
@@ -419,6 +442,16 @@ def test_the_command_compares_onnx_with_torch_on_the_sample_and_hashes_each_file
     said = capsys.readouterr().out
     assert "test v0" in said
     assert "on 8 slices of the sample" in said
+
+
+def test_a_folder_without_torch_weights_is_checked_as_far_as_it_can_be(saved, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(saved[1] / "convolution", tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    card = json.loads((folder / "model.json").read_text())
+    del card["sha256"]["model.safetensors"]
+    (folder / "model.json").write_text(json.dumps(card))
+    assert _run_model(monkeypatch, folder) in (None, 0)
+    assert "holds no torch weights" in capsys.readouterr().out
 
 
 def test_weights_that_onnx_does_not_compute_with_end_the_command_in_one_line(saved, tmp_path, monkeypatch, capsys):
