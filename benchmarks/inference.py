@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def equalised(denoiser: Denoiser, hu: NDArray[np.float32], _: object) -> NDArray[np.float32]:
-    """The whole way of a slice, for what is timed as an engine is."""
+    """`denoise_slice` in the shape of an engine, so that it is timed like one."""
     return denoiser.denoise_slice(hu, texture=1)
 
 

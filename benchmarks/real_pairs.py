@@ -1,6 +1,6 @@
-"""What the bundled network does on real pairs of low and normal dose that it has never seen.
+"""What a bundled network does on real pairs of low and normal dose that it has never seen.
 
-Run: python benchmarks/real_pairs.py FOLDER [--peers] [--model FOLDER] [--json FILE]
+Run: python benchmarks/real_pairs.py FOLDER [--peers] [--model NAME-OR-FOLDER] [--json FILE]
 FOLDER is laid out as PATIENT/KERNEL/{full,quarter}/*.IMA, one slice a file, the same name on both sides, as the images of the
 AAPM–Mayo Low Dose CT Grand Challenge can be (The Cancer Imaging Archive, doi 10.7937/9NPB-2637). With --peers, non-local means and
 BM3D are run beside it, each with an oracle: of several noise levels, the one with the best PSNR against the full dose, slice by
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--model")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     root, with_peers = arguments.folder, arguments.peers

@@ -19,6 +19,24 @@ from finegrain.study.images import equalised_name, told_the_dose
 
 PSNR, SSIM = "psnr_db[abdomen-40/400]", "ssim[abdomen-40/400]"
 RATIO, COHERENCE, TRUTH = (f"{name}[fine_texture]" for name in ("hf_ratio", "hf_coherence", "hf_coherence_truth"))
+COLUMNS = {
+    PSNR: ("PSNR [dB], abdomen-40/400", 2),
+    "psnr_db[chest--600/1500]": ("PSNR [dB], chest−600/1500", 2),
+    SSIM: ("SSIM, abdomen-40/400", 4),
+    RATIO: ("HF energy ratio, fine texture", 3),
+    COHERENCE: ("coherence, fine texture", 4),
+    TRUTH: ("coherence with truth, fine texture", 4),
+    "texture_index": ("texture index", 3),
+    "nps_log_distance": ("NPS log-distance", 3),
+}
+REAL_COLUMNS = {
+    PSNR: COLUMNS[PSNR],
+    SSIM: COLUMNS[SSIM],
+    "hf_ratio[full]": ("HF energy ratio", 2),
+    "hf_coherence[full]": ("coherence", 3),
+    "texture_index": ("texture index", 3),
+    "hu_bias[soft]": ("HU bias, soft tissue", 2),
+}
 TISSUES = {"soft": 1.0, "fat": 1.0, "lung": 5.0, "bone": 5.0}
 """HU by which the mean CT number of a tissue may be off."""
 PAPER_GAIN_DB, PAPER_TEXTURE_GAIN = 0.7, 0.14

@@ -1,7 +1,7 @@
 """docs/models.md: the bundled models, each with its card and what was measured of it, so that no figure in it is typed by hand.
 
-Run: python tools/models.py [--real docs/data/real-pairs.json …] [--out docs/models.md]
-The JSON files are what `--json` of `benchmarks/real_pairs.py` wrote, one for each model.
+Run: python tools/models.py [--out docs/models.md]
+Figures on real pairs are those that `benchmarks/real_pairs.py` wrote to docs/data/real-pairs*.json, a file for each model.
 """
 
 from __future__ import annotations
@@ -12,26 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from goals import PSNR, number, signed, table
+from goals import PSNR, REAL_COLUMNS, number, signed, table
 
 from finegrain.denoise import BUNDLED, find_model
 from finegrain.files import write_whole
 from finegrain.networks.card import ModelCard, card_rows, read_card
 from finegrain.networks.skeleton import build_network, count_macs
 
-REAL = {
-    "hf_ratio[full]": ("HF energy ratio", 2),
-    "hf_coherence[full]": ("coherence", 3),
-    "texture_index": ("texture index", 3),
-    "hu_bias[soft]": ("HU bias, soft tissue", 2),
-}
+SHOWN = {key: column for key, column in REAL_COLUMNS.items() if key != PSNR}
 
 
 def document(cards: Iterable[ModelCard], real: Sequence[Mapping[str, Any]]) -> str:
     """The page."""
     parts = [
         "# The bundled models",
-        "This page is generated: `python tools/models.py --real docs/data/real-pairs.json …`. `finegrain denoise --model NAME` "
+        "This page is generated: `python tools/models.py`. `finegrain denoise IN OUT --model NAME` "
         "takes one of these by its name, and finegrain-s where none is given; `finegrain model NAME` prints the card. For research "
         "on noise in CT: no medical device, not for diagnosis.",
     ]
@@ -43,8 +38,9 @@ def document(cards: Iterable[ModelCard], real: Sequence[Mapping[str, Any]]) -> s
         "easier to find after denoising than before.\n"
         "- [What strength and texture do](dicom.md), and the note that a scan unlike the training gets.\n"
         "- [Speed](benchmarks.md), and whether the network draws a grid of its own.\n"
-        "- [Networks of the same kind on finegrain-bench v1](results.md), trained on its pairs alone: fidelity, texture, lesions "
-        "and HU bias against eleven others. The bundled weights are trained on other pairs and are in no table there.\n"
+        "- [Networks of the same kind on finegrain-bench v1](results.md), trained on its pairs alone: fidelity, texture and "
+        "lesions beside networks of others and filters. The bundled weights are trained on other pairs, and stand there on real "
+        "pairs only.\n"
         "- [The data that they were trained on](training.md#the-data), licences and where each can be had.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -54,7 +50,7 @@ def card_part(card: ModelCard) -> list[str]:
     """The card, how the model was made, and how large it is."""
     macs = count_macs(build_network(card.network, seed=0), size=512) / 1e9
     made = f"`finegrain train configs/train-{card.name}.yaml`, after the pairs that [training.md](training.md) tells of"
-    rows = [["made by", made], ["multiplications", f"{macs:.1f} · 10⁹ for a slice of 512²"], *card_rows(card)[1:]]
+    rows = [["made by", made], ["multiplications", f"{macs:.1f} · 10⁹ for a slice of 512²"], *card_rows(card)[2:]]
     return [table(("card", ""), rows)]
 
 
@@ -67,7 +63,7 @@ def real_part(card: ModelCard, real: Sequence[Mapping[str, Any]]) -> list[str]:
             name,
             f"{number(values[PSNR], 2)} ({signed(values[PSNR] - images['quarter dose'][PSNR], 2)})",
             signed(images["least_gain_db"][name], 2),
-            *(number(values[key], digits) for key, (_, digits) in REAL.items()),
+            *(number(values[key], digits) for key, (_, digits) in SHOWN.items()),
         )
         for one in found
         for kernel, images in one["kernels"].items()
@@ -81,17 +77,17 @@ def real_part(card: ModelCard, real: Sequence[Mapping[str, Any]]) -> list[str]:
         f"On real pairs of the AAPM–Mayo challenge, quarter against full dose: {counts} "
         "(`benchmarks/real_pairs.py FOLDER --model NAME`). No pixel of theirs was trained on; the simulator's kernels and scanner "
         "constants were fitted to them.",
-        table(("kernel", "image", "PSNR [dB] (gain)", "least gain", *(label for label, _ in REAL.values())), rows),
+        table(("kernel", "image", "PSNR [dB] (gain)", "least gain", *(label for label, _ in SHOWN.values())), rows),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--real", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path("docs/models.md"))
     arguments = parser.parse_args()
     cards = [read_card(find_model(name)) for name in BUNDLED]
-    write_whole(arguments.out, document(cards, [json.loads(path.read_text()) for path in arguments.real]))
+    real = [json.loads(path.read_text()) for path in sorted(Path("docs/data").glob("real-pairs*.json"))]
+    write_whole(arguments.out, document(cards, real))
     print(f"{arguments.out}: {len(cards)} models")
 
 

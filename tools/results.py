@@ -19,9 +19,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from goals import (
     COHERENCE,
+    COLUMNS,
     CONVOLUTION,
     PSNR,
     RATIO,
+    REAL_COLUMNS,
     SPATIAL,
     SSIM,
     TRUTH,
@@ -46,24 +48,6 @@ from finegrain.study.methods import all_methods
 from finegrain.study.page import study_crops
 from finegrain.study.run import test_sets
 
-COLUMNS = {
-    PSNR: ("PSNR [dB], abdomen-40/400", 2),
-    "psnr_db[chest--600/1500]": ("PSNR [dB], chest−600/1500", 2),
-    SSIM: ("SSIM, abdomen-40/400", 4),
-    RATIO: ("HF energy ratio, fine texture", 3),
-    COHERENCE: ("coherence, fine texture", 4),
-    TRUTH: ("coherence with truth, fine texture", 4),
-    "texture_index": ("texture index", 3),
-    "nps_log_distance": ("NPS log-distance", 3),
-}
-REAL_COLUMNS = {
-    PSNR: COLUMNS[PSNR],
-    SSIM: COLUMNS[SSIM],
-    "hf_ratio[full]": ("HF energy ratio", 2),
-    "hf_coherence[full]": ("coherence", 3),
-    "texture_index": ("texture index", 3),
-    "hu_bias[soft]": ("HU bias, soft tissue", 2),
-}
 PAPER = "Schneide, Weber and Müller 2026", "https://doi.org/10.20944/preprints202602.0922.v1"
 CROPS = (
     "*The noisiest test slice of each region, where it has its finest structure; first training of each network. Below each image "

@@ -223,7 +223,7 @@ def denoise(
         typer.Option("--thorough", help="Mean over eight turns and flips of each slice: eight times as slow, a little better."),
     ] = False,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="finegrain-s (if not given), finegrain-b (larger, slower, a little better) or a model folder."),
     ] = None,
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")] = None,
@@ -268,15 +268,15 @@ def _acquisition(volume: CTVolume, dose_fraction: float | None) -> Acquisition:
 
 @app.command()
 def model(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="finegrain-s (if not given), finegrain-b or a model folder.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="finegrain-s (if not given), finegrain-b or a model folder.")
     ] = None,
 ) -> None:
     """Check a model folder: its files against their hashes, its card as a table, its ONNX file against its torch weights."""
     from finegrain.denoise import LARGEST_DIFFERENCE_HU, find_model, load_denoiser
     from finegrain.networks.card import WEIGHTS, card_rows
 
-    folder = find_model(folder)
+    folder = find_model(name)
     denoiser = load_denoiser(folder)
     card = denoiser.card
     assert card is not None

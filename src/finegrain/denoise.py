@@ -299,16 +299,19 @@ def eight_turns(engine: Engine) -> Engine:
 
 
 def find_model(model: Path | str | None = None) -> Path:
-    """Folder of a model: what is given where that is a folder, else the bundled model of that name.
+    """Folder of a model: of a bundled one where its name is given as a string, of `finegrain-s` if nothing is, else what is given.
 
-    Raises: ModelError if a plain name is neither.
+    A folder that is called like a bundled model is meant by a path: `Path("finegrain-s")`, or `"./finegrain-s"`.
+
+    Raises: ModelError if a plain name is neither that of a bundled model nor that of a folder.
     """
-    given = Path(BUNDLED[0] if model is None else model)
-    if model is not None and (given.is_dir() or len(given.parts) > 1):
-        return given
-    if str(given) not in BUNDLED:
-        raise ModelError(f"expected a model folder or one of {', '.join(BUNDLED)}, got {str(given)!r}; check the path or the name")
-    return Path(str(files("finegrain"))) / "weights" / given
+    given = BUNDLED[0] if model is None else model
+    if given in BUNDLED:
+        return Path(str(files("finegrain"))) / "weights" / given
+    folder = Path(given)
+    if len(folder.parts) == 1 and not os.path.isdir(folder):
+        raise ModelError(f"expected a model folder or one of {', '.join(BUNDLED)}, got {shown(str(given))}; check path or name")
+    return folder
 
 
 def onnx_engine(path: Path, *, threads: int | None = None) -> Engine:

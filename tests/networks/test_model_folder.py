@@ -403,7 +403,12 @@ def test_a_bundled_model_is_found_by_its_name_and_computes_as_its_card_says(name
     denoiser = load_denoiser(name, threads=1)
     assert denoiser.card is not None
     assert denoiser.card.name == name
-    assert parameter_count(build_network(denoiser.card.network, seed=0)) == denoiser.card.parameters
+    network = build_network(denoiser.card.network, seed=0)
+    assert parameter_count(network) == denoiser.card.parameters
+    tensors = {tensor.name: list(tensor.dims) for tensor in onnx.load(find_model(name) / "model.onnx").graph.initializer}
+    shapes = {each: list(values.shape) for each, values in network.named_parameters() if each in tensors}
+    assert len(shapes) > 50
+    assert shapes == {each: tensors[each] for each in shapes}
     assert np.abs(denoiser.denoise_slice(slice_hu) - slice_hu).max() > 10
 
 
@@ -412,20 +417,27 @@ def test_the_torch_weights_of_the_smaller_bundled_model_are_those_of_its_onnx(sl
     assert onnx_torch_difference_hu(load_denoiser(threads=1), find_model(), one) <= LARGEST_DIFFERENCE_HU
 
 
-def test_a_name_is_a_bundled_model_unless_a_folder_is_called_so(tmp_path, monkeypatch):
-    assert find_model() == find_model("finegrain-s") == find_model(Path("finegrain-s"))
-    assert find_model("finegrain-b").name == "finegrain-b"
-    assert find_model("../finegrain-s") == Path("../finegrain-s")
+def test_a_name_is_a_bundled_model_whatever_lies_in_the_current_folder(tmp_path, monkeypatch):
+    bundled = find_model("finegrain-s")
+    assert find_model() == bundled
+    assert bundled.is_absolute()
     monkeypatch.chdir(tmp_path)
+    for path in ("./finegrain-s", "finegrain-s/", Path("finegrain-s")):
+        with pytest.raises(ModelError, match="expected a model folder"):
+            find_model(path)
     (tmp_path / "finegrain-s").mkdir()
-    assert find_model("finegrain-s") == Path("finegrain-s")
-    assert find_model(tmp_path) == tmp_path
-    assert find_model().is_absolute()
+    assert find_model("finegrain-s") == bundled
+    for path in ("./finegrain-s", "finegrain-s/", Path("finegrain-s")):
+        assert find_model(path) == Path("finegrain-s")
+    for path in ("../finegrain-s", ".", tmp_path):
+        assert find_model(path) == Path(path)
 
 
 def test_a_name_that_is_neither_ends_in_one_line_that_tells_the_names():
-    with pytest.raises(ModelError, match=r"one of finegrain-s, finegrain-b, got 'finegrain-xl'") as raised:
+    with pytest.raises(ModelError, match=r"one of finegrain-s, finegrain-b, got finegrain-xl"):
         load_denoiser("finegrain-xl")
+    with pytest.raises(ModelError, match="expected a model folder") as raised:
+        load_denoiser("long\n" * 300)
     assert "\n" not in str(raised.value)
 
 
