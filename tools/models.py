@@ -35,9 +35,9 @@ def document(cards: Iterable[ModelCard], real: Sequence[Mapping[str, Any]]) -> s
     parts += [
         "## What else is known of them",
         "- [What finegrain-s does to phantoms](phantom-checks.md): CT numbers, noise, NPS, TTF, and weak inserts, which are hardly "
-        "easier to find after denoising than before.\n"
+        "easier to find after denoising than before. finegrain-b was not tried there.\n"
         "- [What strength and texture do](dicom.md), and the note that a scan unlike the training gets.\n"
-        "- [Speed](benchmarks.md), and whether the network draws a grid of its own.\n"
+        "- [Speed](benchmarks.md), and whether finegrain-s draws a grid of its own.\n"
         "- [Networks of the same kind on finegrain-bench v1](results.md), trained on its pairs alone: fidelity, texture and "
         "lesions beside networks of others and filters. The bundled weights are trained on other pairs, and stand there on real "
         "pairs only.\n"
