@@ -218,6 +218,8 @@ def lesion_section(results: Mapping[str, Any]) -> list[str]:
         rows.append((name, *cells))
     looked = {one["n_trainings"] for each in results["detectability"].values() for one in each}
     of_trainings = "Of each network the first training was looked at." if looked == {1} else "Means over the trainings."
+    if missing := [name for name in shown_of(results) if name not in results["detectability"]]:
+        of_trainings += f" Not looked at yet: {', '.join(missing)}."
     return [
         "## Can a lesion be found?",
         "d′ of lesions inserted into the low dose, and below it what it is above the low dose's in the same patients, with 95 % "
