@@ -1,4 +1,4 @@
-"""What `--texture` buys and costs: the bundled model on virtual patients that it has not seen, beside the two free competitors.
+"""What `--texture` buys and costs: finegrain-s on virtual patients that it has not seen, beside the two free competitors.
 
 Run: python benchmarks/equaliser.py STORE   (60 pairs are simulated into STORE unless they are there; some five minutes, one core)
 """

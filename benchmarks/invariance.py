@@ -2,7 +2,7 @@
 
 Run: python benchmarks/invariance.py [MODEL_FOLDER] [--fields 24] [--threads N] [--json FILE]
      python benchmarks/invariance.py --checkpoint RUN/best.safetensors --family hybrid --size s
-Without a folder, the bundled model. The slice is one of the scan that ships. Prints each number with its limit, where it has one,
+Without a model, finegrain-s. The slice is one of the scan that ships. Prints each number with its limit, where it has one,
 and ends with 1 if a limit is broken. A number from chance comes with its standard error, and it keeps a limit only if it lies
 below by three of them. A few minutes on one core.
 """
@@ -699,7 +699,7 @@ def checkpoint_denoiser(path: Path, *, family: str, size: str) -> Denoiser:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model", type=Path, nargs="?", help="a model folder; the bundled one by default")
+    parser.add_argument("model", nargs="?", help="a model folder or the name of a bundled model; finegrain-s by default")
     parser.add_argument("--checkpoint", type=Path, help="weights of a run, instead of a model folder")
     parser.add_argument("--family", default="hybrid")
     parser.add_argument("--size", default="s")

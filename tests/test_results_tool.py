@@ -10,6 +10,8 @@ from finegrain.evaluate.stats import compare_with_each
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import goals as tool
 
+import results as page
+
 OURS, PATIENTS = "hybrid, dual-domain loss", [f"p{k}" for k in range(12)]
 EQUALISED, TOLD = tool.equalised_of(OURS)
 
@@ -64,6 +66,16 @@ def made(**shifts):
         "detectability": {},
         "generalisation": [],
     }
+
+
+def test_a_method_whose_lesions_were_not_looked_at_is_named():
+    one = {"observer": "CHO", "lesion": "6 mm, −20 HU", "d_prime": 2.0, "gain": None, "n_trainings": 1}
+    results = made() | {"detectability": {"low dose": [one], OURS: [one]}}
+    results["methods"] = [{"name": OURS}, {"name": "ResNet"}]
+    words = page.lesion_section(results)[1]
+    assert "Not looked at yet: ResNet." in words
+    results["detectability"]["ResNet"] = [one]
+    assert "Not looked at" not in page.lesion_section(results)[1]
 
 
 def verdicts(results):
@@ -181,7 +193,9 @@ def test_what_was_not_measured_on_real_pairs_is_not_said_to_be_reached():
 def test_the_domain_gap_is_one_of_patients_not_of_slices():
     slices = [{"patient": "a", "real": 25.0, "simulated": 25.0}] * 30 + [{"patient": "b", "real": 26.0, "simulated": 25.0}]
     goal = tool.gap_goal({"slices": slices})
-    assert goal.measured.startswith("+0.500 dB; patients' means from +0.000 to +1.000 dB, 2 patients, 31 slices")
+    assert goal.measured.startswith(
+        "+0.500 dB, mean over patients; patients' means from +0.000 to +1.000 dB, 2 patients, 31 slices"
+    )
     assert goal.verdict == "**missed**, not certain"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,12 +23,18 @@ from finegrain.errors import ConfigError, DataError
 from finegrain.evaluate.fidelity import protocol_named
 from finegrain.evaluate.regions import body_mask
 from finegrain.evaluate.stats import PairedComparison, compare_paired, compare_with_each, holm
+from finegrain.figures import find_crops
 from finegrain.pairs.manifest import read_manifest
+from finegrain.report.evaluation import CROP_SIDE
 from finegrain.study import run_study
 from finegrain.study.claims import judge, judge_claims
 from finegrain.study.classical import tune
 from finegrain.study.detecting import _gains, _over_seeds
+from finegrain.study.kept import read_json
+from finegrain.study.methods import all_methods, main_test
+from finegrain.study.page import study_crops
 from finegrain.study.results import scale_note
+from finegrain.study.run import test_sets
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,25 @@ def test_report_and_figures_are_there_and_say_how_small_it_was(study):
     for name in ("figure-1-measures.png", "figure-2-crops.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert (folder / "provenance.json").is_file()
+
+
+def test_the_crops_are_of_the_noisiest_slice_of_each_region_under_every_method_and_its_equaliser(study):
+    config, folder, _, _, _ = study
+    made, *_ = test_sets(config, folder, data_root=folder, jobs=1, progress=lambda *_: None)
+    main = replace(made, pairs=made.pairs[::-1])
+    methods = all_methods(config)
+    facts = {method: read_json(method.folder(folder) / "method.json") for method in methods}
+    crops = study_crops(config, methods, facts, main, folder)
+    noise = {pair: float(np.std(np.diff(pair.images(main.folder)[:2].astype(np.float64), axis=0))) for pair in main_test(main)}
+    noisiest = max(noise, key=lambda pair: noise[pair])
+    assert noisiest != main_test(main)[0]  # or the first of each region would pass too
+    expected = find_crops(noisiest.images(main.folder)[1].astype(np.float32), pixel_mm=noisiest.pixel_mm, side=CROP_SIDE)
+    what = f"thorax, {noisiest.dose_fraction:.0%} dose, {noisiest.kernel}"
+    assert [crop.name for crop in crops] == [f"{what}: {place.name}" for place in expected]
+    for crop, place in zip(crops, expected, strict=True):
+        assert np.array_equal(crop.images["low dose"], place.of(noisiest.images(main.folder)[0].astype(np.float32)))
+        arms = [arm.name for arm in config.arms]
+        assert {*arms, f"{config.proposed}, equalised", f"{config.proposed}, equalised, dose told"} <= crop.images.keys()
 
 
 def test_a_second_run_trains_nothing_and_finds_the_same(study):

@@ -29,6 +29,7 @@ COLUMNS = {
     "texture_index": ("texture index", 3),
     "nps_log_distance": ("NPS log-distance", 3),
 }
+"""Measures of the table of every method: heading, and digits after the point."""
 REAL_COLUMNS = {
     PSNR: COLUMNS[PSNR],
     SSIM: COLUMNS[SSIM],
@@ -37,6 +38,7 @@ REAL_COLUMNS = {
     "texture_index": ("texture index", 3),
     "hu_bias[soft]": ("HU bias, soft tissue", 2),
 }
+"""The same of the table of real pairs."""
 TISSUES = {"soft": 1.0, "fat": 1.0, "lung": 5.0, "bone": 5.0}
 """HU by which the mean CT number of a tissue may be off."""
 PAPER_GAIN_DB, PAPER_TEXTURE_GAIN = 0.7, 0.14
@@ -336,7 +338,7 @@ def gap_goal(gap: Mapping[str, Any]) -> Goal:
     for one in gap["slices"]:
         lost.setdefault(one["patient"], []).append(one["real"] - one["simulated"])
     of_patients = np.array([np.mean(each) for each in lost.values()])
-    text = f"{signed(of_patients.mean(), 3)} dB; {range_of(of_patients, 3)}, {len(gap['slices'])} slices"
+    text = f"{signed(of_patients.mean(), 3)} dB, mean over patients; {range_of(of_patients, 3)}, {len(gap['slices'])} slices"
     interval = t_interval(float(of_patients.mean()), float(of_patients.std(ddof=1)), len(of_patients))
     what = "PSNR trained on real pairs less that trained on simulated ones"
     goal = f"≤ {MOST_GAP_DB:g} dB"

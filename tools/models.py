@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from finegrain.networks.skeleton import build_network, count_macs
 SHOWN = {key: column for key, column in REAL_COLUMNS.items() if key != PSNR}
 
 
-def document(cards: Iterable[ModelCard], real: Sequence[Mapping[str, Any]]) -> str:
+def document(cards: Sequence[ModelCard], real: Sequence[Mapping[str, Any]]) -> str:
     """The page."""
     parts = [
         "# The bundled models",
@@ -33,17 +33,40 @@ def document(cards: Iterable[ModelCard], real: Sequence[Mapping[str, Any]]) -> s
     for card in cards:
         parts += [f"## {card.name} v{card.version}", *card_part(card), *real_part(card, real)]
     parts += [
+        *differences([one for card in cards for one in real if one["model"] == f"{card.name} v{card.version}"]),
         "## What else is known of them",
         "- [What finegrain-s does to phantoms](phantom-checks.md): CT numbers, noise, NPS, TTF, and weak inserts, which are hardly "
         "easier to find after denoising than before. finegrain-b was not tried there.\n"
         "- [What strength and texture do](dicom.md), and the note that a scan unlike the training gets.\n"
-        "- [Speed](benchmarks.md), and whether finegrain-s draws a grid of its own.\n"
+        "- [Speed](benchmarks.md), and whether they draw a grid of their own.\n"
         "- [Networks of the same kind on finegrain-bench v1](results.md), trained on its pairs alone: fidelity, texture and "
-        "lesions beside networks of others and filters. The bundled weights are trained on other pairs, and stand there on real "
-        "pairs only.\n"
+        "lesions beside networks of others and filters. The weights that ship are trained on other pairs; finegrain-s stands there "
+        "on real pairs only, finegrain-b not at all.\n"
         "- [The data that they were trained on](training.md#the-data), licences and where each can be had.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def differences(real: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each other model that was measured on the same slices lies above the first, in PSNR."""
+    if len(real) < 2:
+        return []
+    first, *others = real
+    parts = ["## The larger against the smaller"]
+    for other in others:
+        gains = [
+            f"{signed(images[name][PSNR] - first['kernels'][kernel][name][PSNR], 2)} dB with {kernel}, {name}"
+            for kernel, images in other["kernels"].items()
+            for name in images
+            if name.startswith("texture ")
+        ]
+        patients = {patient for images in other["kernels"].values() for patient in images["patients"]}
+        parts.append(
+            f"{other['model']} less {first['model']} on these slices: {'; '.join(gains)}. One training of each on {len(patients)} "
+            "patients: no test was made of it. Told the dose, part of a difference is how much noise each gives back: see the "
+            "energy ratio."
+        )
+    return parts
 
 
 def card_part(card: ModelCard) -> list[str]:

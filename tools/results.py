@@ -38,7 +38,7 @@ from goals import (
     table,
 )
 
-from finegrain.config import StudyConfig, load_config
+from finegrain.config import ClassicalArm, PeerArm, StudyConfig, load_config
 from finegrain.evaluate.run import REFERENCE
 from finegrain.figures import INPUT, crop_figure
 from finegrain.files import write_whole
@@ -50,8 +50,8 @@ from finegrain.study.run import test_sets
 
 PAPER = "Schneide, Weber and Müller 2026", "https://doi.org/10.20944/preprints202602.0922.v1"
 CROPS = (
-    "*The noisiest test slice of each region, where it has its finest structure; first training of each network. Below each image "
-    "what it is less the normal dose, which has noise of its own. Virtual patients.*"
+    "*Places with fine structure in the noisiest test slice of each region; first training of each network, and the best "
+    "network and filter of others. Below each image what it is less the normal dose, which has noise of its own. Virtual patients.*"
 )
 WHY = {
     "PSNR": "All have the same parameters, multiplications, batches and steps; the hybrid sees farther than convolution and "
@@ -84,7 +84,7 @@ def method_rows(results: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 
 def draw_curves(results: Mapping[str, Any], path: Path) -> None:
     """Validation RMSE against steps: each method one colour, each seed one line."""
-    figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(11, 4.5), layout="constrained")
     names = list(dict.fromkeys(one["name"] for one in results["methods"] if one.get("history")))
     for one in results["methods"]:
         if one.get("history"):
@@ -96,17 +96,19 @@ def draw_curves(results: Mapping[str, Any], path: Path) -> None:
             )
     axis.set(xlabel="steps", ylabel="RMSE on the validation pairs [HU]")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def draw_crops(study: Path, bench: Path, path: Path) -> None:
-    """The noisiest test slice of each region, as the proposed network and some that it is compared with denoised them."""
+def draw_crops(study: Path, results: Mapping[str, Any], bench: Path, path: Path) -> None:
+    """The noisiest test slice of each region under the proposed network, the best of others', the best filter, and some of ours."""
     config = load_config(study / "config.yaml", StudyConfig)
     main = test_sets(config, study, data_root=bench, jobs=1, progress=lambda *_: None)[0]
     told = told_the_dose(equalised_name(config.proposed))
-    shown = (REFERENCE, INPUT, CONVOLUTION, "RED-CNN", "BM3D", SPATIAL, config.proposed, told)
+    peers, filters = ([arm.name for arm in config.all_arms if isinstance(arm, kind)] for kind in (PeerArm, ClassicalArm))
+    others = best_of(results, peers), best_of(results, filters)
+    shown = (REFERENCE, INPUT, *others, CONVOLUTION, SPATIAL, config.proposed, told)
     methods = [method for method in all_methods(config) if method.arm.name in shown]
     facts = {method: read_json(method.folder(study) / "method.json") for method in methods}
     crops = [
@@ -114,6 +116,11 @@ def draw_crops(study: Path, bench: Path, path: Path) -> None:
         for crop in study_crops(config, methods, facts, main, study)
     ]
     crop_figure(crops).savefig(path, dpi=110, pil_kwargs={"quality": 88})
+
+
+def best_of(results: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The one with the highest mean PSNR."""
+    return max(names, key=lambda name: float(results["measures"][name][PSNR]["mean"]))
 
 
 def document(
@@ -193,7 +200,9 @@ def document(
         *real_section(real),
         "## Training",
         "All saw the same number of patches. For networks of others that is far fewer than they were published with: how they "
-        "stand after a long training is another question, which this page does not answer.",
+        "stand after a long training is another question, which this page does not answer. The learning rates of RED-CNN and "
+        "CTformer were chosen in short trainings on validation pairs, ResNet's was not "
+        "([lab note 004](lab/004-rates-of-others.md)).",
         table(("network", "best step, by seed", "minutes, mean"), training),
         "![RMSE on the validation pairs](images/results-curves.png)",
     ]
@@ -294,7 +303,7 @@ def main() -> None:
     draw_curves(results, arguments.out.parent / "images" / "results-curves.png")
     crops = None if arguments.bench is None else "images/results-crops.jpg"
     if crops is not None:
-        draw_crops(arguments.study, arguments.bench, arguments.out.parent / crops)
+        draw_crops(arguments.study, results, arguments.bench, arguments.out.parent / crops)
     write_whole(arguments.out, document(results, provenance, real, gap, crops=crops))
     print(f"{arguments.out}: {len(results['measures'])} methods, {results['splits']['test']['slices']} test slices")
 

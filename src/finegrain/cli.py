@@ -224,7 +224,9 @@ def denoise(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="finegrain-s (if not given), finegrain-b (larger, slower, a little better) or a model folder."),
+        typer.Option(
+            help="finegrain-s (if not given), finegrain-b (larger, three times as slow, hardly better) or a model folder."
+        ),
     ] = None,
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,

@@ -90,6 +90,12 @@ def test_contradictory_factors_are_shared_out_and_not_won_by_the_last() -> None:
     assert head == pytest.approx(0.25, abs=1e-6)
 
 
+def test_a_pair_that_only_stands_in_the_way_falls_to_nothing_without_a_warning() -> None:
+    with np.errstate(all="raise", under="ignore"):
+        weights = balanced_weights({"region": [1, 3, 0, 2, 2, 2, 2], "kernel": [2, 2, 2, 3, 0, 1, 2]}, most=1000)
+    assert weights == pytest.approx([1 / 6] * 6 + [0], abs=1e-12)
+
+
 def test_evenness_and_effective_pairs_have_their_known_values() -> None:
     assert evenness(["a", "b", "c"]) == pytest.approx(1)
     assert evenness(["a"] * 7) == 1.0

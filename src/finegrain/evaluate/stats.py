@@ -460,12 +460,12 @@ def equivalence_with_each(
 ) -> tuple[dict[str, Equivalence], list[str]]:
     """`equivalent` for each of several methods, one value per patient in one order, and a sentence for each that can be tested."""
     tested = {name: equivalent(proposed, values, margin=margin) for name, values in others.items()}
-    words = [
-        f"Against {name}, {found.mean:+.2f}{unit}, 90 % interval {found.interval_low:+.2f} to {found.interval_high:+.2f}: "
-        f"{found.verdict()}"
-        for name, found in tested.items()
-        if not math.isnan(found.p)
-    ]
+    words = []
+    for name, found in tested.items():
+        if not math.isnan(found.p):
+            numbers = (found.mean, found.interval_low, found.interval_high)
+            mean, low, high = (f"{number:+.2f}".replace("-", "−") for number in numbers)
+            words.append(f"Against {name}, {mean}{unit}, 90 % interval {low} to {high}: {found.verdict()}")
     return tested, words
 
 

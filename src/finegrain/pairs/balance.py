@@ -100,9 +100,9 @@ def balanced_weights(factors: Mapping[str, Sequence[Hashable]], *, most: float =
             share = np.bincount(column, weights=weight * counts)
             step -= np.log(share * len(share))[column]
         fitted = _capped(weight * np.exp(step / n_factors), counts, cap)
-        change = np.abs(fitted / weight - 1).max()
+        settled = (np.abs(fitted - weight) <= TOLERANCE * weight).all()  # no quotient: a weight may fall to nothing
         weight = fitted
-        if change < TOLERANCE:
+        if settled:
             break
     result: NDArray[np.float64] = weight[cell_of]
     return result / result.sum()

@@ -18,15 +18,12 @@ from finegrain.pairs.manifest import Pair
 from finegrain.provenance import versions
 from finegrain.report import Method as ShownMethod
 from finegrain.report import StudyReport, WorstCase, label_of
-from finegrain.report.evaluation import worst_crop
+from finegrain.report.evaluation import CROP_SIDE, worst_crop
 from finegrain.report.words import bands_in
 from finegrain.study.images import equalised_name, free_names, spatial_arm, told_the_dose
 from finegrain.study.measuring import TRUTH, study_images
 from finegrain.study.methods import Method, TestSet, main_test
-from finegrain.study.results import compared_measures
-
-CROP_SIDE = 72
-"""Pixels along either side of a crop."""
+from finegrain.study.results import compared_measures, dose_in_words
 
 
 def study_page(
@@ -207,10 +204,11 @@ def study_crops(
     crops = []
     for pair in _of_each_region(main):
         images = _images_of_first_seed(config, methods, facts, main, pair, out)
+        what = f"{pair.region}, {dose_in_words(pair)} dose, {pair.kernel}"
         for place in find_crops(images[REFERENCE], pixel_mm=pair.pixel_mm, side=CROP_SIDE):
             window = (place.window.centre, place.window.width)
             crops.append(
-                CropView(f"{pair.region}: {place.name}", pair.pixel_mm, {name: place.of(hu) for name, hu in images.items()}, window)
+                CropView(f"{what}: {place.name}", pair.pixel_mm, {name: place.of(hu) for name, hu in images.items()}, window)
             )
     return crops
 

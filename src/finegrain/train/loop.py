@@ -71,6 +71,9 @@ def fit(
     """
     check_run_folder(run_folder, pairs, network=network.config, train=train, loss=loss)
     torch.set_num_threads(train.threads)
+    # Exponentials of long vectors fall below the smallest normal number, where a CPU is so slow that steps of CTformer took five
+    # times as long. As 0 they change nothing.
+    torch.set_flush_denormal(True)
     run_folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         ranks = stack.enter_context(joined_ranks(train.device))
