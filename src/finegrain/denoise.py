@@ -30,7 +30,7 @@ from finegrain.scan.volume import CTVolume
 from finegrain.spread import spread
 
 BUNDLED = ("finegrain-s", "finegrain-b")
-"""Names of the models that ship with the package: the default, and one that is larger, slower and better."""
+"""Names of the models that ship with the package: the default, and a larger one."""
 
 BEYOND = 1.15
 """Factor by which a scan may lie outside the range of a training before it is called unlike it; ours."""
@@ -309,7 +309,9 @@ def find_model(model: Path | str | None = None) -> Path:
     if given in BUNDLED:
         return Path(str(files("finegrain"))) / "weights" / given
     folder = Path(given)
-    if len(folder.parts) == 1 and not os.path.isdir(folder):
+    if len(folder.parts) == 1 and not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+        if folder.name in BUNDLED:
+            raise ModelError(f"there is no folder {folder.name}; give the bundled model's name as a string, without a path")
         raise ModelError(f"expected a model folder or one of {', '.join(BUNDLED)}, got {shown(str(given))}; check path or name")
     return folder
 

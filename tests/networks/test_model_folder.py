@@ -423,7 +423,7 @@ def test_a_name_is_a_bundled_model_whatever_lies_in_the_current_folder(tmp_path,
     assert bundled.is_absolute()
     monkeypatch.chdir(tmp_path)
     for path in ("./finegrain-s", "finegrain-s/", Path("finegrain-s")):
-        with pytest.raises(ModelError, match="expected a model folder"):
+        with pytest.raises(ModelError, match="there is no folder finegrain-s; give the bundled model's name as a string"):
             find_model(path)
     (tmp_path / "finegrain-s").mkdir()
     assert find_model("finegrain-s") == bundled

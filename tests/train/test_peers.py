@@ -66,6 +66,22 @@ def test_a_peer_computes_what_the_programs_of_others_compute(name):
     assert [output[place].item() for place in ((0, 0), (5, 40), (31, 33), (62, 62), (63, 10))] == pytest.approx(known, abs=2e-5)
 
 
+def test_random_features_of_long_vectors_neither_overflow_nor_vanish():
+    """A training at a high rate makes vectors long; the quotient stays that of the definition."""
+    stage = peers.LinearAttentionStage(49, 576)
+    generator = torch.Generator().manual_seed(0)
+    query, key = 20 * torch.randn(2, 1, 9, 576, generator=generator) / 24 + 8 * stage.directions[0] / stage.directions[0].norm()
+    value = torch.randn(1, 9, 576, generator=generator)
+    directions = stage.directions.double()
+    phi_query, phi_key = (
+        torch.exp(torch.einsum("bnc,fc->bnf", each.double(), directions) - each.double().square().sum(2, keepdim=True) / 2)
+        for each in (query, key)
+    )
+    weight = torch.einsum("bnf,bmf->bnm", phi_query, phi_key)
+    expected = torch.einsum("bnm,bmc->bnc", weight / weight.sum(2, keepdim=True), value.double())
+    torch.testing.assert_close(stage.attend(query, key, value).double(), expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", NARROW)
 def test_gradients_reach_every_parameter(name):
     network = peers.build_peer(name, *NARROW[name], seed=0).eval()  # in training a batch norm takes away what a bias before it adds
@@ -144,7 +160,7 @@ def test_linear_attention_is_attention_with_weights_that_sum_to_one():
     stage = peers.LinearAttentionStage(6, 8)
     query, key, value = (_image(2, 30, 8, seed=seed) for seed in range(3))
     with torch.no_grad():
-        weights = stage.features(query) @ stage.features(key).transpose(1, 2)
+        weights = stage.exponents(query).exp() @ stage.exponents(key).exp().transpose(1, 2)
         dense = weights / weights.sum(2, keepdim=True) @ value
         torch.testing.assert_close(stage.attend(query, key, value), dense)
     assert weights.min() > 0
@@ -152,7 +168,7 @@ def test_linear_attention_is_attention_with_weights_that_sum_to_one():
 
 def test_random_features_of_opposite_vectors_have_exactly_the_product_they_stand_for():
     stage, vectors = peers.LinearAttentionStage(6, 8), _image(1, 5, 8)
-    products = (stage.features(vectors) * stage.features(-vectors)).sum(-1)
+    products = (stage.exponents(vectors) + stage.exponents(-vectors)).exp().mean(-1)
     torch.testing.assert_close(products, torch.exp(-vectors.square().sum(-1)))
 
 

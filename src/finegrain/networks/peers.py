@@ -202,17 +202,22 @@ class LinearAttentionStage(nn.Module):
         return tokens + self.mlp(self.norm_mlp(tokens))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Σ φ(q)·φ(k) v / Σ φ(q)·φ(k). Shape: (b, n, after) kept."""
-        query, key = self.features(query), self.features(key)
+        """Σ φ(q)·φ(k) v / Σ φ(q)·φ(k). Shape: (b, n, after) kept.
+
+        Each query's largest exponent and the largest of all keys are taken off, which the quotient does not feel: exponentials
+        of long vectors overflow or vanish, as they do in Token2Token's program.
+        """
+        of_query, of_key = self.exponents(query), self.exponents(key)
+        query = torch.exp(of_query - of_query.amax(2, keepdim=True))
+        key = torch.exp(of_key - of_key.amax((1, 2), keepdim=True))
         return query @ (key.transpose(1, 2) @ value) / (query @ key.sum(1).unsqueeze(2) + 1e-8)
 
-    def features(self, vectors: Tensor) -> Tensor:
-        """φ, whose inner products stand for exp(q · k). Shape: (b, n, after) → (b, n, after / 2).
+    def exponents(self, vectors: Tensor) -> Tensor:
+        """log φ, up to a constant; inner products of φ stand for exp(q · k). Shape: (b, n, after) → (b, n, after / 2).
 
         Not on average: that would want directions of length √after, and Token2Token's program gives them √(after / 2).
         """
-        half_square = vectors.square().sum(-1, keepdim=True) / 2
-        return torch.exp(vectors @ self.directions.T - half_square) / math.sqrt(len(self.directions))
+        return vectors @ self.directions.T - vectors.square().sum(-1, keepdim=True) / 2
 
 
 class AttentionBlock(nn.Module):
