@@ -34,7 +34,7 @@ from finegrain.study.kept import read_json
 from finegrain.study.methods import all_methods, main_test
 from finegrain.study.page import study_crops
 from finegrain.study.results import scale_note
-from finegrain.study.run import test_sets
+from finegrain.study.run import test_sets as sets_of_study  # pytest would take its own name for a test
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_report_and_figures_are_there_and_say_how_small_it_was(study):
 
 def test_the_crops_are_of_the_noisiest_slice_of_each_region_under_every_method_and_its_equaliser(study):
     config, folder, _, _, _ = study
-    made, *_ = test_sets(config, folder, data_root=folder, jobs=1, progress=lambda *_: None)
+    made, *_ = sets_of_study(config, folder, data_root=folder, jobs=1, progress=lambda *_: None)
     main = replace(made, pairs=made.pairs[::-1])
     methods = all_methods(config)
     facts = {method: read_json(method.folder(folder) / "method.json") for method in methods}

@@ -416,4 +416,4 @@ def test_equivalence_with_each_names_whom_it_holds_for():
     tested, words = equivalence_with_each(ours, others, margin=0.1, unit=" dB")
     assert [tested[name].is_equivalent() for name in others] == [True, False, False]
     assert len(words) == 2 and words[0].startswith("Against same, ") and "equivalent within ±0.1" in words[0]
-    assert "not shown to be equivalent" in words[1] and "-0.5" in words[1]
+    assert "not shown to be equivalent" in words[1] and "−0.5" in words[1]
