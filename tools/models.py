@@ -38,7 +38,7 @@ def document(cards: Sequence[ModelCard], real: Sequence[Mapping[str, Any]]) -> s
         "- [What finegrain-s does to phantoms](phantom-checks.md): CT numbers, noise, NPS, TTF, and weak inserts, which are hardly "
         "easier to find after denoising than before. finegrain-b was not tried there.\n"
         "- [What strength and texture do](dicom.md), and the note that a scan unlike the training gets.\n"
-        "- [Speed](benchmarks.md), and whether finegrain-s draws a grid of its own (finegrain-b was not tried).\n"
+        "- [Speed](benchmarks.md), and whether they draw a grid of their own (finegrain-b was not tried in noise).\n"
         "- [Networks of the same kind on finegrain-bench v1](results.md), trained on its pairs alone: fidelity, texture and "
         "lesions beside networks of others and filters. The weights that ship are trained on other pairs; finegrain-s stands there "
         "on real pairs only, finegrain-b not at all.\n"
