@@ -1,6 +1,6 @@
 """Whether a denoiser makes a grid of its own, or rings: whole slices against tiles and shifts, flat fields, noise, metal in noise.
 
-Run: python benchmarks/invariance.py [MODEL_FOLDER] [--fields 24] [--threads N] [--json FILE]
+Run: python benchmarks/invariance.py [NAME-OR-FOLDER] [--fields 24] [--threads N] [--json FILE]
      python benchmarks/invariance.py --checkpoint RUN/best.safetensors --family hybrid --size s
 Without a model, finegrain-s. The slice is one of the scan that ships. Prints each number with its limit, where it has one,
 and ends with 1 if a limit is broken. A number from chance comes with its standard error, and it keeps a limit only if it lies
